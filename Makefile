@@ -1,0 +1,42 @@
+# make demo    train, deploy and measure an MLP on handwritten digits
+# make test    run the tests
+# make bench   measure the layers against PyTorch's
+# make check   lint and types
+# make clean   remove the environment and everything built
+# The first three set up .venv when it is missing: pinned dependencies, then this package with its compiled kernels.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench check lint types clean
+
+demo: .venv/ready
+	$(BIN)/python examples/digits_mlp.py
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench_linear.py
+
+check: lint types
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+
+types: .venv/ready
+	$(BIN)/mypy
+
+# torch first: the build needs it, and build isolation would fetch another one.
+.venv/ready: requirements.txt pyproject.toml setup.py build_extensions.py $(shell find bitcore/csrc -name '*.cpp' -o -name '*.h')
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python build_extensions.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
+	$(PYTHON) build_extensions.py --clean

@@ -1,0 +1,24 @@
+#include "dispatch.h"
+
+#include "cpu_features.h"
+
+namespace bitlab::cpu {
+namespace {
+
+// BITLAB_HAVE_* is set by build_extensions.py for each instruction set that the compiler could build.
+const Kernel* const kKernels[] = {
+#if defined(BITLAB_HAVE_AVX512_VNNI)
+    &kAvx512Vnni,
+#endif
+    &kPortable,
+};
+
+}  // namespace
+
+int kernel_count() { return static_cast<int>(sizeof(kKernels) / sizeof(kKernels[0])); }
+
+const Kernel& kernel_at(int index) { return *kKernels[index]; }
+
+uint64_t missing_features(const Kernel& kernel) { return kernel.required & ~cpu_features(); }
+
+}  // namespace bitlab::cpu

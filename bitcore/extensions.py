@@ -1,0 +1,58 @@
+"""Loads the compiled modules and keeps why one is missing. Never raises: without them the reference kernel serves."""
+
+import importlib
+import json
+import warnings
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from bitcore.exceptions import ExtensionWarning
+
+BINDINGS = Path(__file__).parent / "kernels" / "bindings"
+OPERATORS = BINDINGS / "bitlab_cpu.so"
+BUILD_REPORT = BINDINGS / "build_report.json"
+REMEDY = "run `python build_extensions.py` in a source tree, or reinstall with BUILD_CPP_EXTENSIONS=1 to see the compiler's message"
+
+
+@cache
+def why_missing() -> str | None:
+    """Why there are no compiled CPU kernels, or None when they are loaded."""
+    if not OPERATORS.exists():
+        return f"not built: {_build_failure()}"
+    try:
+        torch.ops.load_library(str(OPERATORS))
+        importlib.import_module("bitcore.kernels.bindings._cpu")
+    except (OSError, ImportError) as error:
+        return f"built, but not loadable: {error}"
+    return None
+
+
+def cpu_module() -> ModuleType | None:
+    """The module of CPU and build facts, or None (see `why_missing`)."""
+    return None if why_missing() else importlib.import_module("bitcore.kernels.bindings._cpu")
+
+
+@cache
+def cpu_kernel_names() -> tuple[str, ...]:
+    """The compiled CPU kernels of this build, best first; a kernel's place goes into the operators' `mode`."""
+    native = cpu_module()
+    return () if native is None else tuple(native.kernel_names())
+
+
+def build_report() -> dict[str, object]:
+    """What build_extensions.py wrote of the last build; empty if it never ran."""
+    return dict(json.loads(BUILD_REPORT.read_text())) if BUILD_REPORT.exists() else {}
+
+
+@cache
+def warn_that_missing() -> None:
+    """Warns, once, that the reference kernel serves where a compiled one was to be expected."""
+    message = f"BitLab's compiled CPU kernels are missing ({why_missing()}); the PyTorch reference kernel serves. To mend: {REMEDY}"
+    warnings.warn(message, ExtensionWarning, stacklevel=2)
+
+
+def _build_failure() -> str:
+    return str(build_report().get("failure") or "build_extensions.py has not run")

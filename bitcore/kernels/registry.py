@@ -1,0 +1,186 @@
+"""KernelRegistry: every kernel, and the one decision which of them serves a request."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+from threading import Lock
+from typing import ClassVar, TypeVar
+
+import torch
+
+from bitcore import extensions
+from bitcore.config import BitQuantConfig
+from bitcore.exceptions import ArgumentError, KernelNotFoundError
+from bitcore.kernels.base import BitKernelBase, Decision, KernelRequest
+
+KernelClass = TypeVar("KernelClass", bound=type[BitKernelBase])
+
+ENTRY_POINT_GROUP = "bitlab.kernels"
+ENVIRONMENT_VARIABLE = "BITLAB_KERNEL"
+
+_lock = Lock()
+_forced: ContextVar[str | None] = ContextVar("bitlab_forced_kernel", default=None)
+
+
+class KernelRegistry:
+    """Every kernel by name. The decision on a request is a list of (kernel, reason), best first; choosing, explaining and failing
+    are three readings of it.
+    """
+
+    _kernels: ClassVar[dict[str, type[BitKernelBase]]] = {}
+    _failed_plugins: ClassVar[dict[str, str]] = {}
+    _plugins_loaded: ClassVar[bool] = False
+
+    # A layer may keep its kernel while `registrations` is what it was and no `use()` is open anywhere in the process.
+    registrations: ClassVar[int] = 0
+    open_overrides: ClassVar[int] = 0
+
+    @classmethod
+    def register(cls, name: str, *, priority: int = 50) -> Callable[[KernelClass], KernelClass]:
+        """Class decorator. Kernels of higher priority are asked first: 0 reference, 10 portable, 50 a user's, 60-89 CPU instruction
+        sets, 90 Triton, 100 CUDA. Running the same definition again (a notebook cell) replaces the class.
+
+        Raises:
+            ArgumentError: the name is taken by another class, or the class is not a BitKernelBase.
+        """
+
+        def decorator(kernel: KernelClass) -> KernelClass:
+            if not (isinstance(kernel, type) and issubclass(kernel, BitKernelBase)):
+                raise ArgumentError("kernel", kernel, "a subclass of BitKernelBase")
+            taken = cls._kernels.get(name)
+            if taken is not None and (taken.__module__, taken.__qualname__) != (kernel.__module__, kernel.__qualname__):
+                raise ArgumentError(
+                    "name", repr(name), f"another name: it is taken by {taken.__module__}.{taken.__qualname__}"
+                )
+            kernel.name, kernel.priority = name, priority
+            cls._kernels[name] = kernel
+            cls.registrations += 1
+            return kernel
+
+        return decorator
+
+    @classmethod
+    def decide(cls, request: KernelRequest) -> list[Decision]:
+        """The verdict on every kernel, best first."""
+        cls._load_plugins()
+        ranked = sorted(cls._kernels.values(), key=lambda kernel: (-kernel.priority, kernel.name))
+        return [
+            Decision(kernel, kernel.unavailable_reason() or kernel.unsupported_reason(request)) for kernel in ranked
+        ]
+
+    @classmethod
+    def resolve(cls, request: KernelRequest, forced: str | None = None) -> BitKernelBase:
+        """The best kernel that can serve `request`; `forced`, `use()` or BITLAB_KERNEL name the only one to ask, in this order.
+
+        Raises:
+            KernelNotFoundError: none can serve, or the forced one cannot: it never gives way to another.
+        """
+        forced = forced or _forced.get() or os.environ.get(ENVIRONMENT_VARIABLE)
+        decisions = cls.decide(request)
+        if forced:
+            cls._check_name(forced)
+            decisions = [decision for decision in decisions if decision.kernel.name == forced]
+        for decision in decisions:
+            if decision.reason is None:
+                if (
+                    decision.kernel.name == "reference"
+                    and not forced
+                    and request.device_type == "cpu"
+                    and extensions.why_missing()
+                ):
+                    extensions.warn_that_missing()
+                return decision.kernel(request.config)
+        asked = f" (only kernel {forced!r} was asked)" if forced else ""
+        raise KernelNotFoundError(
+            f"no kernel can serve this layer{asked}.\n{cls._table(request, decisions)}\n"
+            "  `python -m bitcore` prints what this machine has and which kernel each common config gets."
+        )
+
+    @classmethod
+    def get_kernel_for_config(
+        cls, config: BitQuantConfig, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> BitKernelBase:
+        """The best kernel for layers of `config` on `device` with inputs of `dtype`. Raises KernelNotFoundError."""
+        return cls.resolve(KernelRequest(config, torch.device(device).type, dtype))
+
+    @classmethod
+    def get_kernel_by_name(cls, name: str, config: BitQuantConfig) -> BitKernelBase:
+        """The kernel `name`. Raises KernelNotFoundError if there is none, or it cannot run here, or does not serve `config`."""
+        cls._check_name(name)
+        device_types = cls._kernels[name].device_types
+        device_type = "cpu" if device_types is None or "cpu" in device_types else min(device_types)
+        return cls.resolve(KernelRequest(config, device_type, torch.float32), forced=name)
+
+    @classmethod
+    def list_available_kernels(cls) -> list[str]:
+        """The names of the kernels that this machine can run, best first."""
+        cls._load_plugins()
+        ranked = sorted(cls._kernels.values(), key=lambda kernel: (-kernel.priority, kernel.name))
+        return [kernel.name for kernel in ranked if kernel.unavailable_reason() is None]
+
+    @classmethod
+    def explain(
+        cls,
+        config: BitQuantConfig,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        in_features: int | None = None,
+        out_features: int | None = None,
+    ) -> str:
+        """A table: each kernel in priority order, chosen, usable, or why not."""
+        request = KernelRequest(config, torch.device(device).type, dtype, in_features, out_features)
+        return cls._table(request, cls.decide(request), forced=_forced.get() or os.environ.get(ENVIRONMENT_VARIABLE))
+
+    @classmethod
+    @contextmanager
+    def use(cls, name: str) -> Iterator[None]:
+        """Forces one kernel, in this thread or task, also for layers that have decided before.
+
+        Raises:
+            KernelNotFoundError: no kernel has this name.
+        """
+        cls._check_name(name)
+        token = _forced.set(name)
+        with _lock:
+            cls.open_overrides += 1
+        try:
+            yield
+        finally:
+            _forced.reset(token)
+            with _lock:
+                cls.open_overrides -= 1
+
+    @classmethod
+    def _check_name(cls, name: str) -> None:
+        cls._load_plugins()
+        if name not in cls._kernels:
+            raise KernelNotFoundError(f"no kernel is named {name!r}; there are {', '.join(sorted(cls._kernels))}")
+
+    @classmethod
+    def _table(cls, request: KernelRequest, decisions: list[Decision], forced: str | None = None) -> str:
+        rows = []
+        chosen = None
+        for decision in decisions:
+            verdict = decision.reason
+            if verdict is None:
+                may_serve = forced is None or decision.kernel.name == forced
+                verdict = "chosen" if chosen is None and may_serve else "usable"
+                chosen = decision.kernel if verdict == "chosen" else chosen
+            rows.append((decision.kernel.name, str(decision.kernel.priority), verdict))
+        rows += [(f"plugin {name}", "", f"failed: {reason}") for name, reason in cls._failed_plugins.items()]
+        width = max((len(name) for name, _, _ in rows), default=0)
+        lines = [f"  {name:<{width}}  {priority:>3}  {verdict}" for name, priority, verdict in rows]
+        return "\n".join([f"  asked for: {request}", *lines])
+
+    @classmethod
+    def _load_plugins(cls) -> None:
+        if cls._plugins_loaded:
+            return
+        cls._plugins_loaded = True
+        for plugin in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                plugin.load()
+            except Exception as error:  # somebody else's package: its failure becomes a row of the table, not ours
+                cls._failed_plugins[plugin.name] = f"{type(error).__name__}: {error}"

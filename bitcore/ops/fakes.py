@@ -1,0 +1,22 @@
+"""Fake (meta) versions of the compiled operators: shapes and dtypes without data, for torch.compile and torch.export."""
+
+import torch
+from torch import Tensor
+
+from bitcore import extensions
+
+
+def ternary_linear(
+    x: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    mode: int,
+) -> Tensor:
+    """X [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
+    return x.new_empty(*x.shape[:-1], weight_packed.shape[0])
+
+
+if extensions.why_missing() is None:
+    torch.library.register_fake("bitlab::ternary_linear", ternary_linear)

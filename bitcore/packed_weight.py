@@ -1,0 +1,64 @@
+"""PackedWeight: what a kernel reads and a checkpoint holds of one layer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from bitcore.config import BitQuantConfig
+from bitcore.exceptions import QuantizationError
+from bitcore.packing import can_look_at, check_packed_ternary, decode_ternary, pack_int4, pack_ternary, unpack_int4
+from bitcore.quantizers import QuantizedWeight, quantizer_for
+
+
+class PackedWeight(NamedTuple):
+    """A quantized weight in its storage format (bitcore.packing).
+
+    packed uint8 [N, bytes], scale float32 [1], [N] or [N, groups], zero_point int8 as the scale or None.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    in_features: int
+
+    @classmethod
+    def from_float(cls, weight: Tensor, config: BitQuantConfig) -> Self:
+        """Quantizes and packs `weight` [N, K].
+
+        Raises:
+            QuantizationError: a weight is NaN or infinite.
+        """
+        with torch.no_grad():
+            check_finite("weight", weight)
+            return cls.from_quantized(quantizer_for(config).quantize_weight(weight.detach()), config)
+
+    @classmethod
+    def from_quantized(cls, weight: QuantizedWeight, config: BitQuantConfig) -> Self:
+        """Packs int8 values [N, K] that are quantized already."""
+        values, scale, zero_point = weight
+        packed = pack_ternary(values, config.storage_format) if config.weight_dtype == "ternary" else pack_int4(values)
+        return cls(packed, scale.float(), zero_point, values.shape[1])
+
+    def values(self, config: BitQuantConfig) -> Tensor:
+        """The int8 values [N, K], zero point not subtracted."""
+        if config.weight_dtype == "ternary":
+            return decode_ternary(self.packed, self.in_features, config.storage_format)
+        return unpack_int4(self.packed, self.in_features)
+
+    def check(self, config: BitQuantConfig) -> None:
+        """Raises QuantizationError (or ShapeError, DtypeError) where the bytes stand for no weights or a scale is not finite."""
+        if config.weight_dtype == "ternary":
+            check_packed_ternary(self.packed, self.in_features, config.storage_format)
+        check_finite("weight_scale", self.scale)
+
+
+def check_finite(argument: str, tensor: Tensor) -> None:
+    """Raises QuantizationError with the place of the first NaN or Inf in `tensor`."""
+    if not can_look_at(tensor):
+        return
+    finite = tensor.isfinite()
+    if not bool(finite.all()):
+        place = [int(index) for index in finite.logical_not().nonzero()[0]]
+        raise QuantizationError(argument, f"{tensor[tuple(place)].item()} at {place}", "finite")

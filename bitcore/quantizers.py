@@ -1,0 +1,254 @@
+"""Quantization of weights and activations, and its straight-through estimator (STE) for training.
+
+Everything is computed in float32, whatever the dtype of the input, and rounds half to even. Scales multiply: a weight is about
+`value * scale`. Reciprocals are taken once and multiplied, as the published BitNet code does, so that the same weights and
+inputs give the same integers as there.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitcore.config import ActivationGranularity, BitQuantConfig
+from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
+
+MIN_SCALE = 1e-5  # of absmean, absmedian and absmax: BitNet's clamp, keeps rows of zeros from dividing by zero
+
+
+class QuantizedWeight(NamedTuple):
+    """int8 values [N, K], their float32 scale, and for asymmetric int4 the int8 zero point (shaped as the scale)."""
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+class Quantizer(ABC):
+    """A rule that turns float weights into integers and a scale. Subclasses write `quantize`.
+
+    Scales are float32 [1] (per_tensor), [N] (per_channel) or [N, ceil(K / group_size)] (per_group).
+    """
+
+    def __init__(self, config: BitQuantConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Quantizes `weight` [N, K]: (int8 values [N, K], scale), with a zero point as third where the rule has one."""
+
+    def dequantize(self, values: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """(values - zero_point) * scale, float32 [N, K]."""
+        return dequantize(values, scale, zero_point, self.config)
+
+    def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
+        """`quantize`, with the zero point named and None where there is none."""
+        values, scale, *zero_point = self.quantize(weight)
+        return QuantizedWeight(values, scale, zero_point[0] if zero_point else None)
+
+    def fake_quantize(self, weight: Tensor) -> Tensor:
+        """The dequantized weight in `weight`'s dtype; its gradient goes to `weight` unchanged (STE)."""
+        with torch.no_grad():
+            quantized = self.dequantize(*self.quantize_weight(weight)).to(weight.dtype)
+        return straight_through(weight, quantized)
+
+
+class TernaryQuantizer(Quantizer):
+    """Ternary weights by absmean, absmedian or threshold.
+
+    absmean    scale = mean(abs(w)), at least 1e-5; t = round(w * (1 / scale)), clamped to -1..1 (arXiv 2402.17764)
+    absmedian  the same with the (lower) median, which small networks may prefer (arXiv 2407.09527)
+    threshold  scale = max(abs(w)), at least 1e-8; t = sign(w) where abs(w) > threshold_factor * scale, else 0
+    """
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantizes `weight` [N, K], any float dtype: (int8 ternary [N, K], float32 scale).
+
+        Raises:
+            ShapeError, DtypeError: `weight` is not a 2-d floating-point tensor.
+        """
+        values, scale, _ = _quantize_blocks(weight, self.config, self._quantize_rows)
+        return values, scale
+
+    def _quantize_rows(self, w: Tensor) -> QuantizedWeight:
+        magnitude = w.abs()
+        if self.config.weight_quantizer == "threshold":
+            scale = magnitude.amax(-1, keepdim=True).clamp(min=1e-8)
+            ternary = w.sign().where(magnitude > self.config.threshold_factor * scale, 0.0)
+        else:
+            absmean = self.config.weight_quantizer == "absmean"
+            center = magnitude.mean(-1, keepdim=True) if absmean else magnitude.median(-1, keepdim=True).values
+            scale = center.clamp(min=MIN_SCALE)
+            ternary = (w * scale.reciprocal()).round().clamp(-1, 1)
+        return QuantizedWeight(ternary.to(torch.int8), scale, None)
+
+
+class Int4Quantizer(Quantizer):
+    """int4 weights, values -8..7.
+
+    absmax  symmetric: scale = max(abs(w)) / 7, at least 1e-5 / 7; q = round(w * (1 / scale))
+    minmax  with a zero point: scale = (max(w, 0) - min(w, 0)) / 15; zero_point = round(-8 - min * (1 / scale));
+            q = round(w * (1 / scale)) + zero_point, so that 0.0 is exact
+    """
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+        """Quantizes `weight` [N, K], any float dtype: (int8 [N, K], scale), for minmax with the int8 zero point.
+
+        Raises:
+            ShapeError, DtypeError: `weight` is not a 2-d floating-point tensor.
+        """
+        values, scale, zero_point = _quantize_blocks(weight, self.config, self._quantize_rows)
+        return (values, scale) if zero_point is None else (values, scale, zero_point)
+
+    def _quantize_rows(self, w: Tensor) -> QuantizedWeight:
+        if self.config.weight_quantizer == "absmax":
+            scale = w.abs().amax(-1, keepdim=True).clamp(min=MIN_SCALE) / 7
+            values = (w * scale.reciprocal()).round().clamp(-8, 7)
+            return QuantizedWeight(values.to(torch.int8), scale, None)
+        lowest = w.amin(-1, keepdim=True).clamp(max=0)
+        highest = w.amax(-1, keepdim=True).clamp(min=0)
+        scale = (highest - lowest).clamp(min=MIN_SCALE) / 15
+        inverse = scale.reciprocal()
+        zero_point = (-8 - lowest * inverse).round().clamp(-8, 7)
+        values = ((w * inverse).round() + zero_point).clamp(-8, 7)
+        return QuantizedWeight(values.to(torch.int8), scale, zero_point.to(torch.int8))
+
+
+def quantizer_for(config: BitQuantConfig) -> Quantizer:
+    """The quantizer of `config`'s weights."""
+    return TernaryQuantizer(config) if config.weight_dtype == "ternary" else Int4Quantizer(config)
+
+
+def ternary_quantize(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
+    """Quantizes `weight` [N, K] to ternary: (int8 in {-1, 0, 1} [N, K], float32 scale). By default absmean, one scale."""
+    return _ternary_quantizer(config).quantize(weight)
+
+
+def ternary_quantize_ste(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
+    """As `ternary_quantize`, but the ternary weight has `weight`'s dtype and passes its gradient to `weight` unchanged.
+
+    The scale is detached. The gradient of `w_ternary * scale` is therefore `scale` times that of the dequantized weight: layers
+    use `Quantizer.fake_quantize`, where the identity is taken for the whole.
+    """
+    with torch.no_grad():
+        ternary, scale = _ternary_quantizer(config).quantize(weight)
+    return straight_through(weight, ternary.to(weight.dtype)), scale
+
+
+def dequantize(
+    values: Tensor, scale: Tensor, zero_point: Tensor | None = None, config: BitQuantConfig | None = None
+) -> Tensor:
+    """(values - zero_point) * scale.
+
+    Args:
+        values: int8 [N, K].
+        scale: float32 [1], [N] or [N, groups].
+        zero_point: int8 as `scale`, or None for 0.
+        config: says the group size of a [N, groups] scale.
+
+    Returns:
+        float32 [N, K].
+    """
+    centered = values.float() if zero_point is None else values.float() - per_weight(zero_point, values, config).float()
+    return centered * per_weight(scale, values, config)
+
+
+def per_weight(scale: Tensor, values: Tensor, config: BitQuantConfig | None = None) -> Tensor:
+    """`scale` [1], [N] or [N, groups] in a shape that multiplies `values` [N, K]."""
+    if scale.dim() == 1:
+        return scale if scale.shape[0] == 1 else scale.unsqueeze(1)
+    group_size = config.group_size if config is not None else -(-values.shape[1] // scale.shape[1])
+    return scale.repeat_interleave(group_size, dim=1)[:, : values.shape[1]]
+
+
+def quantize_activations(x: Tensor, granularity: ActivationGranularity = "per_token") -> tuple[Tensor, Tensor]:
+    """absmax: m = max(abs(x)), at least 1e-5; q = round(x * (127 / m)), clamped to -128..127; scale = m / 127.
+
+    `127 / m` is `1 / m`, rounded, times 127, as PyTorch evaluates it. A token (per_tensor: an input) with NaN or Inf gets q = 0
+    and scale = NaN, so that what is computed from it is NaN and nothing else is touched.
+
+    Args:
+        x: [tokens, K], any float dtype.
+        granularity: "per_token" or "per_tensor".
+
+    Returns:
+        int8 [tokens, K] and float32 scale [tokens, 1] or [1].
+    """
+    x = x.float()
+    magnitude = x.abs()
+    if granularity == "per_token":
+        largest = magnitude.amax(-1, keepdim=True)
+    else:
+        largest = magnitude.amax().reshape(1) if x.numel() > 0 else x.new_zeros(1)
+    finite = largest.isfinite()
+    largest = largest.clamp(min=MIN_SCALE)
+    q = (x * (largest.reciprocal() * 127)).round().clamp(-128, 127).where(finite, 0.0)
+    # A tensor divisor: CUDA would multiply by the rounded reciprocal of a Python number.
+    scale = (largest / torch.full_like(largest, 127.0)).where(finite, torch.nan)
+    return q.to(torch.int8), scale
+
+
+def fake_quantize_activations(x: Tensor, granularity: ActivationGranularity = "per_token") -> Tensor:
+    """The dequantized activations in `x`'s shape and dtype; their gradient goes to `x` unchanged (STE)."""
+    with torch.no_grad():
+        q, scale = quantize_activations(x.reshape(-1, x.shape[-1]), granularity)
+        quantized = (q * scale).to(x.dtype).reshape(x.shape)
+    return straight_through(x, quantized)
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """`quantized` in the forward pass, the identity of `x` in the backward pass (arXiv 1308.3432)."""
+    result: Tensor = _StraightThrough.apply(x, quantized)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _ternary_quantizer(config: BitQuantConfig | None) -> TernaryQuantizer:
+    config = config if config is not None else BitQuantConfig()
+    if config.weight_dtype != "ternary":
+        raise ArgumentError("config.weight_dtype", config.weight_dtype, "ternary")
+    return TernaryQuantizer(config)
+
+
+def _quantize_blocks(
+    weight: Tensor, config: BitQuantConfig, quantize_rows: Callable[[Tensor], QuantizedWeight]
+) -> QuantizedWeight:
+    """Cuts `weight` into the rows that share a scale (its last group may be short) and puts the results together."""
+    if weight.dim() != 2:
+        raise ShapeError("weight", f"of shape {list(weight.shape)}", "[out_features, in_features]")
+    if not weight.is_floating_point():
+        raise DtypeError("weight", weight.dtype, "a floating-point dtype")
+    w = weight.float()
+    if w.numel() == 0:  # no weights: a scale that is never used
+        w = w.new_zeros(max(w.shape[0], 1), max(w.shape[1], 1))
+    if config.weight_granularity == "per_tensor":
+        blocks = [quantize_rows(w.reshape(1, -1))]
+    elif config.weight_granularity == "per_channel":
+        blocks = [quantize_rows(w)]
+    else:
+        blocks = [quantize_rows(block) for block in w.split(config.group_size, dim=1)]
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        result = torch.cat(parts, dim=1)
+        return result if config.weight_granularity == "per_group" else result.flatten()
+
+    values = torch.cat([block.values for block in blocks], dim=1).reshape(w.shape)[: weight.shape[0], : weight.shape[1]]
+    zero_points = [block.zero_point for block in blocks if block.zero_point is not None]
+    return QuantizedWeight(
+        values, joined([block.scale for block in blocks]), joined(zero_points) if zero_points else None
+    )

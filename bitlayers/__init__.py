@@ -1,0 +1,27 @@
+"""Layers: torch.nn modules with quantized weights, and the tools that put them into a model. Importing registers all of them."""
+
+from torch.nn import RMSNorm
+
+from bitlayers.base import BitLayer
+from bitlayers.conv import BitConv2d
+from bitlayers.convert import convert, deploy
+from bitlayers.embedding import BitEmbedding
+from bitlayers.linear import BitLinear
+from bitlayers.registry import LAYER_REGISTRY, register_layer
+from bitlayers.report import MemoryReport, memory_report
+from bitlayers.ternary_linear import TernaryLinear
+
+__all__ = [
+    "LAYER_REGISTRY",
+    "BitConv2d",
+    "BitEmbedding",
+    "BitLayer",
+    "BitLinear",
+    "MemoryReport",
+    "RMSNorm",
+    "TernaryLinear",
+    "convert",
+    "deploy",
+    "memory_report",
+    "register_layer",
+]

@@ -1,0 +1,76 @@
+"""BitEmbedding: nn.Embedding with quantized rows, gathered packed and unpacked afterwards."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from bitcore.config import BitQuantConfig
+from bitcore.exceptions import DtypeError
+from bitcore.packed_weight import PackedWeight
+from bitcore.quantizers import dequantize, quantizer_for
+from bitlayers.base import BitLayer
+from bitlayers.registry import register_layer
+
+
+@register_layer("BitEmbedding")
+class BitEmbedding(BitLayer, nn.Embedding):
+    """A table [num_embeddings, embedding_dim] of quantized rows; the activation settings of `quant_config` have no meaning here.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, device, dtype: as nn.Embedding.
+        quant_config: what is computed; BitNet b1.58 weights if None. per_channel is one scale a row.
+
+    indices [...] integer -> [..., embedding_dim] in the dtype of the table (after deploy: of the table that was deployed).
+
+    Raises:
+        DtypeError: the indices are not integers.
+    """
+
+    dense_type = nn.Embedding
+    bias = None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        quant_config: BitQuantConfig | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Embedding.__init__(self, num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self._init_quantization(quant_config)
+        self._dtype = self.weight.dtype
+
+    @classmethod
+    def from_dense(cls, dense: nn.Embedding, quant_config: BitQuantConfig | None = None, *, copy: bool = True) -> Self:
+        """A BitEmbedding with the table of `dense`: copied, or with copy=False the same Parameter."""
+        with torch.device("meta"):
+            layer = cls(dense.num_embeddings, dense.embedding_dim, dense.padding_idx, quant_config)
+        layer.weight = nn.Parameter(dense.weight.detach().clone(), dense.weight.requires_grad) if copy else dense.weight
+        layer._dtype = dense.weight.dtype
+        return layer.train(dense.training)
+
+    @property
+    def _columns(self) -> int:
+        return self.embedding_dim
+
+    def forward(self, indices: Tensor) -> Tensor:
+        if indices.is_floating_point() or indices.dtype == torch.bool:
+            raise DtypeError("indices", indices.dtype, "an integer dtype")
+        if self.weight is not None and (self.training or (torch.is_grad_enabled() and self.weight.requires_grad)):
+            table = quantizer_for(self.quant_config).fake_quantize(self.weight)
+            return F.embedding(indices, table, self.padding_idx)
+        packed, scale, zero_point, columns = self._packed_weight()
+        flat = indices.flatten()
+        one_scale = scale.numel() == 1
+        rows = PackedWeight(
+            F.embedding(flat, packed),
+            scale if one_scale else scale[flat],
+            zero_point if one_scale or zero_point is None else zero_point[flat],
+            columns,
+        )
+        values = dequantize(rows.values(self.quant_config), rows.scale, rows.zero_point, self.quant_config)
+        dtype = self._dtype if self.weight is None else self.weight.dtype
+        return values.to(dtype).reshape(*indices.shape, self.embedding_dim)

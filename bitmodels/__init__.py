@@ -1,0 +1,13 @@
+"""Prebuilt models. Importing this package imports every module of it, so a new file with a @register_model is a new model."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from bitmodels.auto import AutoBitModel
+from bitmodels.base import BitModelBase, BitModelConfig
+from bitmodels.registry import MODEL_REGISTRY, register_model
+
+__all__ = ["MODEL_REGISTRY", "AutoBitModel", "BitModelBase", "BitModelConfig", "register_model"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

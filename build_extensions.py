@@ -1,0 +1,227 @@
+"""Builds the compiled kernels in place: what to compile, with which compiler and flags, and a report of how it went.
+
+    python build_extensions.py            build what is out of date, say what was built and how to mend what failed
+    python build_extensions.py --clean    remove everything that a build made
+
+setup.py calls `build()`. BUILD_CPP_EXTENSIONS=0 builds nothing; =1 turns a failure into an error; unset, a failure leaves
+the reference kernel to serve. CXX names the compiler.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "bitcore" / "csrc"
+BINDINGS = ROOT / "bitcore" / "kernels" / "bindings"
+OBJECTS = ROOT / "build" / "objects"
+COMPILERS = ("c++", "g++", "clang++")
+
+# Kernel name -> (the machine that it is for, flags of its source file kernel_<name>.cpp). Only these files get ISA flags.
+ISA_FLAGS = {
+    "avx512_vnni": ("x86_64", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
+}
+# -ffp-contract=off: fused multiply-adds would change the last bit of `sum * scale + bias`.
+COMMON_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+# GCC 12 warns of its own AVX-512 intrinsics.
+ISA_WARNINGS = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: the result loads into every later torch
+
+
+class BuildError(Exception):
+    """A compiler is missing or failed; the message is for people."""
+
+
+@dataclass
+class Report:
+    """What was built, for people and for `python -m bitcore`."""
+
+    compiler: str = ""
+    kernels: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failure: str | None = None
+
+
+def find_compiler() -> str:
+    """The C++ compiler: CXX if set, else the first of COMPILERS that is there."""
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else COMPILERS:
+        if shutil.which(name.split()[0]):
+            return name
+    looked_for = chosen or ", ".join(COMPILERS)
+    raise BuildError(f"no C++ compiler was found (looked for {looked_for}); install g++ 11 or newer, or set CXX")
+
+
+def run(command: list[str]) -> str:
+    """Runs a command and returns its output; raises BuildError with it on failure."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{result.stdout.strip()}")
+    return result.stdout
+
+
+def build(say: Callable[[str], None] = print) -> Report:
+    """Builds both modules into bitcore/kernels/bindings as BUILD_CPP_EXTENSIONS asks, and writes build_report.json there.
+
+    Raises:
+        BuildError: the build failed and BUILD_CPP_EXTENSIONS is 1.
+    """
+    wish = os.environ.get("BUILD_CPP_EXTENSIONS", "")
+    report = Report()
+    start = time.monotonic()
+    try:
+        if wish == "0":
+            raise BuildError("BUILD_CPP_EXTENSIONS=0 turned the build off")
+        _build_into(report, say)
+    except BuildError as error:
+        report.failure = str(error)
+    BINDINGS.mkdir(parents=True, exist_ok=True)
+    (BINDINGS / "build_report.json").write_text(json.dumps(vars(report), indent=2) + "\n")
+    if report.failure is None:
+        say(f"built {', '.join(report.kernels)} with {report.compiler} in {time.monotonic() - start:.0f} s")
+        for name, reason in report.skipped.items():
+            say(f"left out {name}: {reason}")
+        return report
+    for name in ("bitlab_cpu.so", f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        (BINDINGS / name).unlink(missing_ok=True)
+    if wish == "1":
+        raise BuildError(report.failure)
+    say(f"compiled kernels were not built, the PyTorch reference kernel will serve: {report.failure}")
+    return report
+
+
+def _build_into(report: Report, say: Callable[[str], None]) -> None:
+    compiler = find_compiler()
+    report.compiler = run([*compiler.split(), "--version"]).splitlines()[0]
+    OBJECTS.mkdir(parents=True, exist_ok=True)
+    BINDINGS.mkdir(parents=True, exist_ok=True)
+    isa_sources = {name: SOURCES / "cpu" / f"kernel_{name}.cpp" for name in ISA_FLAGS}
+    for name, (machine, flags) in ISA_FLAGS.items():
+        if platform.machine() != machine:
+            report.skipped[name] = f"it is for {machine}, this machine is {platform.machine()}"
+        elif not _knows(compiler, flags):
+            report.skipped[name] = f"{report.compiler} does not know {' '.join(flags)}"
+        else:
+            report.kernels.append(name)
+    defines = [f"-DBITLAB_HAVE_{name.upper()}" for name in report.kernels]
+    jobs = {isa_sources[name]: [*ISA_FLAGS[name][1], *ISA_WARNINGS] for name in report.kernels}
+    jobs |= {
+        source: defines for source in sorted((SOURCES / "cpu").glob("*.cpp")) if source not in isa_sources.values()
+    }
+    jobs |= {
+        SOURCES / "bindings" / "cpu_ops.cpp": _torch_compile_flags(),
+        SOURCES / "bindings" / "module.cpp": _python_compile_flags(),
+    }
+    report.kernels.append("portable")
+
+    def compile_one(job: tuple[Path, list[str]]) -> Path:
+        source, flags = job
+        output = OBJECTS / f"{source.stem}.o"
+        command = [*compiler.split(), *COMMON_FLAGS, *flags, "-c", str(source), "-o", str(output)]
+        _run_if_stale(command, output, [source, *SOURCES.rglob("*.h")], say)
+        return output
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = {output.stem: output for output in pool.map(compile_one, jobs.items())}
+    operators = [str(output) for name, output in objects.items() if name != "module"]
+    facts = [str(output) for name, output in objects.items() if name != "cpu_ops"]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    for output, parts, flags in (
+        (BINDINGS / "bitlab_cpu.so", operators, _torch_link_flags()),
+        (BINDINGS / f"_cpu{suffix}", facts, ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []),
+    ):
+        _run_if_stale(
+            [*compiler.split(), "-shared", "-o", str(output), *parts, *flags],
+            output,
+            [Path(part) for part in parts],
+            say,
+        )
+
+
+def _run_if_stale(command: list[str], output: Path, inputs: list[Path], say: Callable[[str], None]) -> None:
+    """Runs `command` unless `output` is newer than `inputs` and was made by the same command."""
+    record = OBJECTS / f"{output.name}.command"
+    line = " ".join(command)
+    fresh = output.exists() and record.exists() and record.read_text() == line
+    if fresh and all(path.stat().st_mtime <= output.stat().st_mtime for path in inputs):
+        return
+    say(f"  {'link   ' if '-shared' in command else 'compile'} {output.name}")
+    record.unlink(missing_ok=True)
+    run(command)
+    record.write_text(line)
+
+
+def _knows(compiler: str, flags: list[str]) -> bool:
+    command = [*compiler.split(), *flags, "-x", "c++", "-fsyntax-only", "-"]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=False).returncode == 0
+
+
+def _torch_directory() -> Path:
+    try:
+        import torch  # noqa: PLC0415
+    except ImportError as error:
+        raise BuildError(
+            f"torch is needed to build ({error}): install it first, then build with --no-build-isolation"
+        ) from error
+    return Path(torch.__file__).parent
+
+
+def _torch_compile_flags() -> list[str]:
+    include = _torch_directory() / "include"
+    return [
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        "-isystem",
+        str(include),
+        "-isystem",
+        str(include / "torch/csrc/api/include"),
+    ]
+
+
+def _torch_link_flags() -> list[str]:
+    return [f"-L{_torch_directory() / 'lib'}", "-ltorch", "-ltorch_cpu"]
+
+
+def _python_compile_flags() -> list[str]:
+    try:
+        import pybind11  # noqa: PLC0415
+    except ImportError as error:
+        raise BuildError(f"pybind11 is needed to build ({error}): pip install pybind11") from error
+    return ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+
+
+def clean() -> None:
+    """Removes what a build made."""
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    for path in BINDINGS.glob("*"):
+        if path.suffix in (".so", ".json"):
+            path.unlink()
+
+
+def main() -> int:
+    """The command line. Returns the exit status: 0 built, 1 not."""
+    parser = argparse.ArgumentParser(description="Build BitLab's compiled kernels in place.")
+    parser.add_argument("--clean", action="store_true", help="remove everything that a build made")
+    if parser.parse_args().clean:
+        clean()
+        print("removed the built modules and objects")
+        return 0
+    try:
+        report = build()
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0 if report.failure is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

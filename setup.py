@@ -1,0 +1,43 @@
+"""Packaging: metadata is in pyproject.toml, the compiled kernels come from build_extensions.py."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, Extension, setup
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import build_extensions
+
+
+class BuildKernels(build_ext):
+    """Builds in place by build_extensions.py; a wheel then takes the results along."""
+
+    def run(self) -> None:
+        try:
+            build_extensions.build()
+        except build_extensions.BuildError as error:
+            sys.exit(f"BUILD_CPP_EXTENSIONS=1, and the build failed: {error}")
+        if not self.inplace:
+            for built in build_extensions.BINDINGS.glob("*"):
+                if built.suffix in (".so", ".json"):
+                    target = Path(self.build_lib) / built.relative_to(build_extensions.ROOT)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self.copy_file(str(built), str(target))
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+
+class BinaryDistribution(Distribution):
+    """A wheel with compiled modules is for one platform."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    ext_modules=[Extension("bitcore.kernels.bindings._cpu", sources=[])],
+    cmdclass={"build_ext": BuildKernels},
+    distclass=BinaryDistribution,
+)
