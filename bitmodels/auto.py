@@ -5,7 +5,8 @@ from pathlib import Path
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError
 from bitmodels.base import BitModelBase, BitModelConfig
-from bitmodels.registry import MODEL_REGISTRY
+from bitmodels.checkpoint import read_config
+from bitmodels.registry import MODEL_REGISTRY, model_class
 
 
 class AutoBitModel:
@@ -26,8 +27,13 @@ class AutoBitModel:
 
     @staticmethod
     def from_pretrained(directory: str | Path) -> BitModelBase:
-        """The model saved in `directory`; see BitModelBase.from_pretrained."""
-        return BitModelBase.from_pretrained(directory)
+        """The model saved in `directory`, in eval mode.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or damaged.
+            ModelNotFoundError: config.json names a model that is not registered.
+        """
+        return model_class(read_config(Path(directory)).model_type).from_pretrained(directory)
 
     @staticmethod
     def list_models() -> list[str]:

@@ -20,7 +20,6 @@ from bitmodels.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
-from bitmodels.registry import model_class
 
 
 class BitModelConfig(BaseModel):
@@ -71,22 +70,18 @@ class BitModelBase(nn.Module):
 
         Raises:
             CheckpointError: a file is missing, truncated or damaged, or holds another model than this class.
-            ModelNotFoundError: config.json names a model that is not registered.
         """
         directory = Path(directory)
         checkpoint = read_config(directory)
-        found = model_class(checkpoint.model_type)
-        if not issubclass(found, cls):
-            raise CheckpointError(
-                f"{directory / CONFIG_FILE} holds a {checkpoint.model_type}, expected a {cls.model_type}"
-            )
+        if checkpoint.model_type != cls.model_type:
+            raise CheckpointError(f"{directory / CONFIG_FILE} holds a {checkpoint.model_type}, expected a {cls.model_type}")
         tensors = read_tensors(directory)
         try:
-            config = found.config_class.model_validate(checkpoint.config)
+            config = cls.config_class.model_validate(checkpoint.config)
         except ConfigError as error:
             raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
         with torch.device("meta"):  # a config can ask for any size; only what the file holds is ever allocated
-            model = found(config, checkpoint.quant_config).eval()
+            model = cls(config, checkpoint.quant_config).eval()
             if checkpoint.deployed:
                 model.deploy()
         load_tensors(model, tensors, directory / WEIGHTS_FILE)

@@ -1,16 +1,14 @@
 """register_model: every model class by the name that config.json holds."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from bitcore.exceptions import ArgumentError, ModelNotFoundError
+from bitmodels.base import BitModelBase
 
-if TYPE_CHECKING:
-    from bitmodels.base import BitModelBase
+ModelClass = TypeVar("ModelClass", bound=type[BitModelBase])
 
-ModelClass = TypeVar("ModelClass", bound="type[BitModelBase]")
-
-MODEL_REGISTRY: "dict[str, type[BitModelBase]]" = {}
+MODEL_REGISTRY: dict[str, type[BitModelBase]] = {}
 
 
 def register_model(name: str) -> Callable[[ModelClass], ModelClass]:
@@ -33,7 +31,7 @@ def register_model(name: str) -> Callable[[ModelClass], ModelClass]:
     return decorator
 
 
-def model_class(name: str) -> "type[BitModelBase]":
+def model_class(name: str) -> type[BitModelBase]:
     """The model class `name`. Raises ModelNotFoundError."""
     if name not in MODEL_REGISTRY:
         raise ModelNotFoundError(f"no model is named {name!r}; there are {', '.join(sorted(MODEL_REGISTRY))}")

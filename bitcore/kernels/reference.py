@@ -30,7 +30,8 @@ class ReferenceKernel(BitKernelBase):
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
         check_linear_arguments(x, weight, bias)
-        with torch.autocast(x.device.type, enabled=False):  # exact sums need float32
+        device_type = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
+        with torch.autocast(device_type, enabled=False):  # exact sums need float32
             y = self._linear(x.reshape(-1, weight.in_features), weight)
             if bias is not None:
                 y = y + bias.float()

@@ -15,6 +15,8 @@ def ternary_linear(
     mode: int,
 ) -> Tensor:
     """X [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
+    torch._check(x.device == weight_packed.device, lambda: f"x is on {x.device}, the weight on {weight_packed.device}")
+    torch._check(x.dim() >= 1 and x.shape[-1] == in_features, lambda: f"x must have in_features = {in_features} as its last size")
     return x.new_empty(*x.shape[:-1], weight_packed.shape[0])
 
 

@@ -1,0 +1,290 @@
+"""Every kernel that the registry knows equals the reference bit for bit; the reference equals the definition, written out slowly."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bitcore import BitQuantConfig
+from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
+from bitcore.kernels.reference import ReferenceKernel
+from bitcore.packed_weight import PackedWeight
+from bitcore.packing import pack_ternary
+from bitcore.quantizers import QuantizedWeight
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CONFIGS = [
+    BitQuantConfig(),
+    BitQuantConfig(weight_granularity="per_channel"),
+    BitQuantConfig.int8_per_tensor(),
+    BitQuantConfig(storage_format="base3"),
+    BitQuantConfig(weight_granularity="per_group", group_size=32),
+    BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int4", weight_granularity="per_group", weight_quantizer="minmax", group_size=32),
+]
+COMPILED = sorted(name for name, kernel in KernelRegistry._kernels.items() if kernel.has_cpp_backend)
+every_kernel = pytest.mark.parametrize("kernel_class", sorted(KernelRegistry._kernels), indirect=True)
+every_compiled_kernel = pytest.mark.parametrize("kernel_class", COMPILED, indirect=True)
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
+
+
+def serve(kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype = torch.float32) -> BitKernelBase:
+    """The kernel for `config` on its own device, or a skip with its reason."""
+    device_type = "cpu" if kernel_class.device_types is None or "cpu" in kernel_class.device_types else min(kernel_class.device_types)
+    reason = kernel_class.unsupported_reason(KernelRequest(config, device_type, dtype))
+    if reason is not None:
+        pytest.skip(reason)
+    return kernel_class(config)
+
+
+def random_weight(rows: int, columns: int, config: BitQuantConfig) -> PackedWeight:
+    return PackedWeight.from_float(torch.randn(rows, columns), config)
+
+
+def assert_same(y: Tensor, expected: Tensor) -> None:
+    assert y.dtype == expected.dtype
+    assert y.shape == expected.shape
+    same = (y == expected) | (y.isnan() & expected.isnan())
+    assert same.all(), f"{(~same).sum()} of {y.numel()} differ, first at {(~same).nonzero()[0].tolist()}"
+
+
+def slow_definition(x: Tensor, weight: PackedWeight, bias: Tensor | None, config: BitQuantConfig) -> Tensor:
+    """Python integers and single float32 operations, output by output."""
+    values = weight.values(config).tolist()
+    tokens = x.float()
+    whole = tokens.abs().max()
+    y = torch.empty(x.shape[0], len(values))
+    for m, token in enumerate(tokens):
+        largest = (whole if config.activation_granularity == "per_tensor" else token.abs().max()).clamp(min=1e-5)
+        q = (token * (127 / largest)).round().clamp(-128, 127).int().tolist()
+        x_scale = largest / 127
+        for n, row in enumerate(values):
+            size = config.group_size if config.weight_granularity == "per_group" else len(q)
+            total = torch.zeros(())
+            for g in range(math.ceil(len(q) / size)):
+                part = slice(g * size, (g + 1) * size)
+                index = (n, g) if config.weight_granularity == "per_group" else (n if len(weight.scale) > 1 else 0,)
+                zero = 0 if weight.zero_point is None else int(weight.zero_point[index])
+                product = torch.tensor(float(sum((w - zero) * a for w, a in zip(row[part], q[part], strict=True))))
+                if config.weight_granularity == "per_group":
+                    total = total + product * weight.scale[index]
+                else:
+                    total = product * (x_scale * weight.scale[index])
+            if config.weight_granularity == "per_group":
+                total = total * x_scale
+            y[m, n] = total if bias is None else total + bias[n].float()
+    return y.to(x.dtype)
+
+
+@every_config
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reference_equals_the_definition(config: BitQuantConfig, dtype: torch.dtype) -> None:
+    weight = random_weight(5, 71, config)
+    x, bias = torch.randn(3, 71).to(dtype), torch.randn(5)
+    assert_same(ReferenceKernel(config).linear(x, weight, bias), slow_definition(x, weight, bias, config))
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
+@pytest.mark.parametrize("weight_dtype", ["ternary", "int4"])
+def test_reference_with_float_activations(weight_dtype: str, granularity: str) -> None:
+    config = BitQuantConfig(weight_dtype=weight_dtype, weight_granularity=granularity, group_size=16, activation_dtype="float32")
+    weight = random_weight(6, 50, config)
+    x, bias = torch.randn(4, 50), torch.randn(6)
+    scale = weight.scale.repeat_interleave(16, 1)[:, :50] if granularity == "per_group" else weight.scale.reshape(-1, 1)
+    expected = x.double() @ (weight.values(config) * scale.double()).T + bias
+    torch.testing.assert_close(ReferenceKernel(config).linear(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@every_kernel
+@every_config
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_reference_at_its_edges(kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype) -> None:
+    kernel = serve(kernel_class, config, dtype)
+    reference = ReferenceKernel(config)
+    for in_features in (1, 3, 5, 64, 200, *kernel_class.test_in_features):
+        for out_features in (1, 17, *kernel_class.test_out_features):
+            weight = random_weight(out_features, in_features, config)
+            bias = torch.randn(out_features).to(dtype)
+            for rows in (1, 2, 3, 4, 5, 9):
+                x = torch.randn(rows, in_features).to(dtype)
+                assert_same(kernel.linear(x, weight, bias), reference.linear(x, weight, bias))
+
+
+@every_compiled_kernel
+@settings(max_examples=150)
+@given(
+    rows=st.integers(0, 14),
+    out_features=st.integers(0, 140),
+    in_features=st.integers(1, 3 * 256 + 40),
+    dtype=st.sampled_from(DTYPES),
+    bias_dtype=st.sampled_from([None, *DTYPES]),
+    config=st.sampled_from(CONFIGS[:3]),
+    scale=st.sampled_from([1e-7, 1e-3, 1.0, 1e3]),
+    seed=st.integers(0, 2**31),
+)
+@example(1, 1, 1, torch.float32, None, CONFIGS[0], 1.0, 0)
+def test_equals_reference_on_any_shape(
+    kernel_class: type[BitKernelBase],
+    rows: int,
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype | None,
+    config: BitQuantConfig,
+    scale: float,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    weight = random_weight(out_features, in_features, config)
+    x = (torch.randn(rows, in_features) * scale).to(dtype)
+    bias = None if bias_dtype is None else torch.randn(out_features).to(bias_dtype)
+    assert_same(kernel_class(config).linear(x, weight, bias), ReferenceKernel(config).linear(x, weight, bias))
+
+
+@every_compiled_kernel
+@settings(max_examples=60)
+@given(
+    activation=st.sampled_from(["lowest", "highest", "mixed"]),
+    weight=st.sampled_from([-1, 1, "mixed"]),
+    rows=st.sampled_from([1, 4, 5]),
+    in_features=st.sampled_from([255, 256, 4095, 16384, 70000]),
+)
+def test_extreme_values_do_not_saturate(
+    kernel_class: type[BitKernelBase], activation: str, weight: int | str, rows: int, in_features: int
+) -> None:
+    config = BitQuantConfig()
+    sign = {"lowest": -torch.ones(rows, in_features), "highest": torch.ones(rows, in_features)}
+    x = sign.get(activation, torch.randint(0, 2, (rows, in_features)) * 2.0 - 1) * 3.7
+    ternary = torch.full((5, in_features), weight) if isinstance(weight, int) else torch.randint(0, 2, (5, in_features)) * 2 - 1
+    packed = PackedWeight(pack_ternary(ternary), torch.tensor([0.5]), None, in_features)
+    assert_same(kernel_class(config).linear(x, packed), ReferenceKernel(config).linear(x, packed))
+
+
+@every_compiled_kernel
+def test_the_widest_layer_is_exact(kernel_class: type[BitKernelBase]) -> None:
+    """in_features = 2**23 with all codes 2 and all activations extreme: the sum of u * q reaches -2**31 or nearly 2**31."""
+    config, in_features = BitQuantConfig(), 2**23
+    packed = PackedWeight(torch.full((2, in_features // 4), 0b10101010, dtype=torch.uint8), torch.ones(1), None, in_features)
+    for value in (1.0, -1.0):
+        y = kernel_class(config).linear(torch.full((1, in_features), value), packed)
+        assert_same(y, torch.full((1, 2), value * 127 * in_features * (torch.tensor(1.0) / 127).item()))
+
+
+@every_compiled_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strides_of_x(kernel_class: type[BitKernelBase], dtype: torch.dtype) -> None:
+    config = BitQuantConfig()
+    kernel, reference = kernel_class(config), ReferenceKernel(config)
+    weight = random_weight(9, 67, config)
+    base = torch.randn(6, 8, 200).to(dtype)
+    views = {
+        "rows apart": base[0, :, :67],
+        "every second row": base[:, ::2, 5:72],
+        "rows outside": base[::2, 3, 1:68],
+        "transposed": base.transpose(0, 1)[..., :67],
+        "columns apart": base[..., ::3],
+        "expanded": base[:1, :1, :67].expand(6, 8, 67),
+        "vector": base[0, 0, 100:167],
+        "reversed dimensions": torch.randn(67, 3, 4).to(dtype).permute(2, 1, 0),
+        "one column apart": torch.randn(67, 4).to(dtype).T[1:2],
+    }
+    for name, x in views.items():
+        y = kernel.linear(x, weight)
+        assert y.shape == (*x.shape[:-1], 9), name
+        assert_same(y, reference.linear(x.contiguous(), weight))
+        assert_same(reference.linear(x, weight), y)
+
+
+@every_kernel
+@every_config
+def test_empty_inputs_give_empty_outputs(kernel_class: type[BitKernelBase], config: BitQuantConfig) -> None:
+    kernel = serve(kernel_class, config)
+    weight = random_weight(5, 40, config)
+    for shape in ((0, 40), (2, 0, 40), (0, 3, 40)):
+        assert kernel.linear(torch.randn(shape), weight, torch.randn(5)).shape == (*shape[:-1], 5)
+    assert kernel.linear(torch.randn(3, 40), random_weight(0, 40, config)).shape == (3, 0)
+
+
+@every_compiled_kernel
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_inf_are_those_of_the_reference(kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype) -> None:
+    weight = random_weight(7, 70, config)
+    bias = torch.randn(7)
+    for bad in (math.nan, math.inf, -math.inf):
+        x = torch.randn(5, 70).to(dtype)
+        x[2, 69] = bad
+        y = kernel_class(config).linear(x, weight, bias)
+        assert_same(y, ReferenceKernel(config).linear(x, weight, bias))
+        spoilt = y.isnan().all(1).tolist()
+        assert spoilt == ([True] * 5 if config.activation_granularity == "per_tensor" else [False, False, True, False, False])
+        assert y.isnan().any(1).tolist() == spoilt
+
+
+@every_compiled_kernel
+def test_results_that_leave_float16_or_are_denormal(kernel_class: type[BitKernelBase]) -> None:
+    config = BitQuantConfig(weight_granularity="per_channel")
+    scales = torch.logspace(-12, 5, 120)
+    for in_features, dtype in ((300, torch.float16), (300, torch.bfloat16)):
+        weight = random_weight(120, in_features, config)._replace(scale=scales)
+        x = torch.randn(6, in_features).to(dtype)
+        assert_same(kernel_class(config).linear(x, weight), ReferenceKernel(config).linear(x, weight))
+
+
+@every_compiled_kernel
+@pytest.mark.parametrize("rows", [1, 6, 70])
+def test_threads_do_not_change_bits(kernel_class: type[BitKernelBase], rows: int) -> None:
+    config = BitQuantConfig()
+    weight = random_weight(1030, 1500, config)
+    x, bias = torch.randn(rows, 1500), torch.randn(1030)
+    threads = torch.get_num_threads()
+    try:
+        outputs = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs.append(kernel_class(config).linear(x, weight, bias))
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(outputs[1], outputs[0])
+    assert_same(outputs[2], outputs[0])
+    assert_same(outputs[0], ReferenceKernel(config).linear(x, weight, bias))
+
+
+@every_compiled_kernel
+def test_more_tokens_than_scratch_holds(kernel_class: type[BitKernelBase]) -> None:
+    config = BitQuantConfig()
+    weight = random_weight(3, 20000, config)
+    x = torch.randn(501, 20000)  # 10 MB of int8 activations, quantized in chunks
+    assert_same(kernel_class(config).linear(x, weight), ReferenceKernel(config).linear(x, weight))
+
+
+def test_reference_sums_are_exact_where_float32_products_are_not() -> None:
+    """in_features so large that one float32 matrix product would round; int64 is the judge."""
+    in_features = 300_000
+    ternary = torch.ones(2, in_features, dtype=torch.int8)
+    ternary[1, ::3] = 0
+    x = torch.full((1, in_features), 1.0)
+    x[0, ::2] = 0.992
+    config = BitQuantConfig()
+    weight = PackedWeight.from_quantized(QuantizedWeight(ternary, torch.ones(1), None), config)
+    q = (x * (1 / x.abs().max() * 127)).round().long()
+    expected = (q @ ternary.long().T).float() * (torch.tensor(1.0) / 127)
+    assert_same(ReferenceKernel(config).linear(x, weight), expected)
+
+
+def test_reference_on_meta_gives_shapes() -> None:
+    for config in CONFIGS:
+        weight = PackedWeight.from_float(torch.randn(5, 40, device="meta"), config)
+        y = ReferenceKernel(config).linear(torch.randn(2, 3, 40, device="meta", dtype=torch.bfloat16), weight)
+        assert (y.shape, y.dtype, y.device.type) == ((2, 3, 5), torch.bfloat16, "meta")
+
+
+def test_reference_is_exact_under_autocast() -> None:
+    config = BitQuantConfig()
+    weight, x = random_weight(20, 300, config), torch.randn(4, 300)
+    expected = ReferenceKernel(config).linear(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(ReferenceKernel(config).linear(x, weight), expected)

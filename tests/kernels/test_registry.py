@@ -1,0 +1,204 @@
+"""Decisions, on this machine and on invented ones."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitcore import BitQuantConfig, extensions
+from bitcore.exceptions import ArgumentError, ExtensionWarning, KernelNotFoundError
+from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest, registry
+from bitcore.kernels.reference import ReferenceKernel
+from bitcore.packed_weight import PackedWeight
+from bitlayers import BitLinear
+
+CONFIG = BitQuantConfig()
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Registrations of a test are gone after it."""
+    monkeypatch.setattr(KernelRegistry, "_kernels", dict(KernelRegistry._kernels))
+    monkeypatch.setattr(KernelRegistry, "_failed_plugins", {})
+    yield
+    KernelRegistry.registrations += 1
+
+
+class CountingKernel(ReferenceKernel):
+    """The reference, counting its calls."""
+
+    calls = 0
+
+    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+        type(self).calls += 1
+        return super().linear(x, weight, bias)
+
+
+def test_reference_serves_what_no_other_does() -> None:
+    for config in (BitQuantConfig.weight_only(), BitQuantConfig.int4(), BitQuantConfig(weight_granularity="per_group")):
+        assert KernelRegistry.get_kernel_for_config(config).name == "reference"
+    for device in ("cuda", "mps", "meta"):
+        request = KernelRequest(CONFIG, device, torch.float32)
+        assert ReferenceKernel.unsupported_reason(request) is None
+
+
+def test_compiled_kernels_come_before_the_reference() -> None:
+    names = KernelRegistry.list_available_kernels()
+    assert names[-1] == "reference"
+    assert type(KernelRegistry.get_kernel_for_config(CONFIG, device="cpu")).__name__ == KernelRegistry._kernels[names[0]].__name__
+    assert KernelRegistry.get_kernel_for_config(CONFIG).has_cpp_backend == (len(names) > 1)
+
+
+def test_no_two_kernels_share_a_priority() -> None:
+    priorities = [kernel.priority for kernel in KernelRegistry._kernels.values()]
+    assert len(set(priorities)) == len(priorities)
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    for ask in (lambda: KernelRegistry.get_kernel_by_name("avx51", CONFIG), lambda: KernelRegistry.use("avx51").__enter__()):
+        with pytest.raises(KernelNotFoundError, match="no kernel is named 'avx51'; there are avx512_vnni, portable, reference"):
+            ask()
+
+
+def test_forced_kernel_never_gives_way() -> None:
+    config = BitQuantConfig.int4()
+    with pytest.raises(KernelNotFoundError, match=r"only kernel 'portable' was asked[\s\S]*weight_dtype is int4, serves ternary"):
+        KernelRegistry.get_kernel_by_name("portable", config)
+    with KernelRegistry.use("portable"), pytest.raises(KernelNotFoundError, match="portable"):
+        KernelRegistry.get_kernel_for_config(config)
+
+
+def test_use_reaches_layers_that_have_decided(own_registry: None) -> None:
+    KernelRegistry.register("counting", priority=-1)(CountingKernel)
+    layer = BitLinear(16, 4).deploy()
+    x = torch.randn(2, 16)
+    y = layer(x)
+    CountingKernel.calls = 0
+    with KernelRegistry.use("counting"):
+        assert layer.kernel.name == "counting"
+        assert torch.equal(layer(x), y)
+        with KernelRegistry.use("reference"):
+            assert layer.kernel.name == "reference"
+    assert CountingKernel.calls == 1
+    assert layer.kernel.name != "counting"
+
+
+def test_use_is_seen_by_its_own_thread_alone(own_registry: None) -> None:
+    layer = BitLinear(16, 4).deploy()
+    best = layer.kernel.name
+    seen = []
+    with KernelRegistry.use("reference"):
+        thread = threading.Thread(target=lambda: seen.append(layer.kernel.name))
+        thread.start()
+        thread.join()
+        assert layer.kernel.name == "reference"
+    assert seen == [best]
+
+
+def test_a_kernel_registered_later_is_found_at_once(own_registry: None) -> None:
+    layer = BitLinear(16, 4).deploy()
+    x = torch.randn(2, 16)
+    y = layer(x)
+    CountingKernel.calls = 0
+    KernelRegistry.register("users_own", priority=1000)(CountingKernel)
+    assert torch.equal(layer(x), y)
+    assert CountingKernel.calls == 1
+    assert KernelRegistry.get_kernel_for_config(CONFIG).name == "users_own"
+    assert KernelRegistry.list_available_kernels()[0] == "users_own"
+
+
+def test_taken_names_and_foreign_classes_are_refused(own_registry: None) -> None:
+    with pytest.raises(ArgumentError, match=r"name is 'reference', expected another name: it is taken by .*ReferenceKernel"):
+        KernelRegistry.register("reference", priority=3)(CountingKernel)
+    with pytest.raises(ArgumentError, match="expected a subclass of BitKernelBase"):
+        KernelRegistry.register("other", priority=3)(dict)  # type: ignore[type-var]
+
+
+def test_the_same_definition_may_be_run_again(own_registry: None) -> None:
+    for _ in range(2):
+
+        @KernelRegistry.register("notebook_cell", priority=5)
+        class NotebookKernel(CountingKernel):
+            pass
+
+    assert KernelRegistry._kernels["notebook_cell"] is NotebookKernel
+
+
+def test_explain_is_a_table_of_every_kernel() -> None:
+    table = KernelRegistry.explain(CONFIG, device="cpu")
+    assert table.count("chosen") == 1
+    assert all(name in table for name in KernelRegistry._kernels)
+    on_gpu = KernelRegistry.explain(CONFIG, device="cuda")
+    assert "device is cuda, serves cpu" in on_gpu
+    with KernelRegistry.use("reference"):
+        rows = {row.split()[0]: row for row in KernelRegistry.explain(CONFIG).splitlines()[1:]}
+        assert rows["reference"].endswith("chosen")
+
+
+def test_decisions_do_not_depend_on_values_or_batch() -> None:
+    assert "rows" not in KernelRequest.__dataclass_fields__
+    layer = BitLinear(16, 4).deploy()
+    assert layer(torch.randn(1, 16)).shape == (1, 4)
+    kernel = layer._kernel
+    layer(torch.randn(70, 16))
+    assert layer._kernel is kernel
+
+
+def test_too_wide_layers_are_refused_with_the_reason() -> None:
+    request = KernelRequest(CONFIG, "cpu", torch.float32, in_features=2**23 + 1, out_features=1)
+    with pytest.raises(KernelNotFoundError, match="in_features is 8388609, int32 sums are exact up to 8388608"):
+        KernelRegistry.resolve(request)
+
+
+def test_environment_variable_forces_a_process() -> None:
+    code = "from bitlayers import BitLinear; print(BitLinear(8, 8).deploy().kernel.name)"
+    environment = {**os.environ, "BITLAB_KERNEL": "reference"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout == "reference\n"
+    environment["BITLAB_KERNEL"] = "nonsense"
+    code = "import bitcore.kernels as k; from bitcore import BitQuantConfig; k.KernelRegistry.get_kernel_for_config(BitQuantConfig())"
+    failed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "no kernel is named 'nonsense'" in failed.stderr
+
+
+def test_a_machine_without_the_extension_warns_once_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extensions, "why_missing", lambda: "not built: no C++ compiler was found")
+    extensions.warn_that_missing.cache_clear()
+    with pytest.warns(ExtensionWarning, match=r"no C\+\+ compiler was found.*reference kernel serves.*build_extensions.py") as warned:
+        assert KernelRegistry.get_kernel_for_config(CONFIG).name == "reference"
+        assert KernelRegistry.get_kernel_for_config(CONFIG).name == "reference"
+    assert len(warned) == 1
+    assert "not built: no C++ compiler was found" in KernelRegistry.explain(CONFIG)
+
+
+def test_a_cpu_without_the_instructions_gets_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitcore.kernels import cpu
+
+    if extensions.why_missing():
+        pytest.skip(str(extensions.why_missing()))
+    real = cpu._why_not_here
+    monkeypatch.setattr(cpu, "_why_not_here", lambda name: "this CPU lacks avx512f" if name == "avx512_vnni" else real(name))
+    assert KernelRegistry.get_kernel_for_config(CONFIG).name == "portable"
+    assert "this CPU lacks avx512f" in KernelRegistry.explain(CONFIG)
+    with pytest.raises(KernelNotFoundError, match="this CPU lacks avx512f"):
+        KernelRegistry.get_kernel_by_name("avx512_vnni", CONFIG)
+
+
+def test_plugins_are_loaded_and_their_failures_shown(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = [EntryPoint("good", "json:dumps", "bitlab.kernels"), EntryPoint("bad", "no_such_module:x", "bitlab.kernels")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: plugins if group == "bitlab.kernels" else [])
+    monkeypatch.setattr(KernelRegistry, "_plugins_loaded", False)
+    table = KernelRegistry.explain(CONFIG)
+    assert "plugin bad" in table
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in table
+    assert "plugin good" not in table
+
+
+def test_a_kernel_must_say_how_it_multiplies() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        BitKernelBase(CONFIG)  # type: ignore[abstract]

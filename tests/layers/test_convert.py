@@ -1,0 +1,132 @@
+"""convert, deploy, memory_report and the layer registry."""
+
+import pytest
+import torch
+from torch import nn
+
+from bitcore import BitQuantConfig, QuantizationError
+from bitcore.exceptions import ArgumentError, LayerStateError
+from bitlayers import LAYER_REGISTRY, BitConv2d, BitEmbedding, BitLinear, convert, deploy, memory_report, register_layer
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lm_head = nn.Linear(8, 16, bias=False)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(indices)
+        for layer in self.layers:
+            x = layer(x).relu()
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.lm_head(x)
+
+
+def kinds(model: nn.Module) -> dict[str, type]:
+    return {name: type(module) for name, module in model.named_modules() if hasattr(module, "weight")}
+
+
+def test_converts_in_place_and_keeps_parameters() -> None:
+    model = Block()
+    parameters = dict(model.named_parameters())
+    assert convert(model, BitQuantConfig.weight_only()) is model
+    found = kinds(model)
+    assert found["layers.0"] is found["layers.1"] is BitLinear
+    assert found["embedding"] is BitEmbedding
+    assert found["lm_head"] is nn.Linear
+    assert found["attention.out_proj"] is not BitLinear  # a subclass of nn.Linear that its owner reads by itself
+    assert model.layers[0].quant_config == BitQuantConfig.weight_only()
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+    assert model(torch.randint(0, 16, (2, 3))).shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "converted"),
+    [
+        (["layers.*"], (), {"layers.0", "layers.1"}),
+        (["layers"], ("layers.1",), {"layers.0"}),
+        (["*head"], None, {"lm_head"}),
+        (lambda name, module: isinstance(module, nn.Linear) and module.out_features == 16, None, {"lm_head"}),
+        (None, lambda name, module: isinstance(module, nn.Embedding), {"layers.0", "layers.1", "lm_head"}),
+    ],
+)
+def test_include_and_exclude(include: object, exclude: object, converted: set[str]) -> None:
+    model = convert(Block(), include=include, exclude=exclude)  # type: ignore[arg-type]
+    assert {name for name, kind in kinds(model).items() if kind.__name__.startswith("Bit")} == converted
+
+
+def test_not_in_place_leaves_the_model_alone() -> None:
+    model = Block()
+    converted = convert(model, inplace=False)
+    assert type(model.layers[0]) is nn.Linear
+    assert type(converted.layers[0]) is BitLinear
+    assert converted.layers[0].weight is not model.layers[0].weight
+
+
+def test_tied_weights_and_shared_modules_stay_so() -> None:
+    model = Block()
+    model.lm_head.weight = model.embedding.weight
+    model.layers[1] = model.layers[0]
+    convert(model, exclude=None)
+    assert model.lm_head.weight is model.embedding.weight
+    assert model.layers[1] is model.layers[0]
+
+
+def test_one_layer_and_nothing_to_convert() -> None:
+    assert type(convert(nn.Linear(3, 2))) is BitLinear
+    assert type(convert(nn.Conv2d(3, 2, 1))) is BitConv2d
+    with pytest.raises(ArgumentError, match="made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding, Linear"):
+        convert(nn.Sequential(nn.ReLU()))
+    with pytest.raises(ArgumentError):
+        convert(convert(nn.Sequential(nn.Linear(3, 2))))
+
+
+def test_deploy_is_all_or_nothing() -> None:
+    model = convert(Block())
+    with torch.no_grad():
+        model.layers[1].weight[0, 0] = float("nan")
+    model.train()
+    with pytest.raises(QuantizationError, match=r"layers.1.weight is nan at \[0, 0\]"):
+        deploy(model)
+    assert model.training
+    assert not model.layers[0].is_deployed
+    with torch.no_grad():
+        model.layers[1].weight[0, 0] = 0.0
+    model.eval()
+    indices = torch.randint(0, 16, (2, 3))
+    evaluated = model(indices)
+    assert torch.equal(deploy(model)(indices), evaluated)
+    with pytest.raises(LayerStateError, match="deployed already"):
+        deploy(model)
+    with pytest.raises(LayerStateError, match=r"convert\(\) makes them"):
+        deploy(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_memory_report_counts_what_is_there() -> None:
+    model = convert(Block(), exclude=None)
+    model.lm_head.weight = model.embedding.weight
+    dense = sum(tensor.nbytes for tensor in model.parameters())
+    report = memory_report(model)
+    assert report.now == dense
+    deploy(model)
+    held = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    assert memory_report(model).now == sum(held.values())
+    assert "total" in str(report)
+    assert "layers.0" in str(report)
+
+
+def test_registry_takes_new_layers_and_refuses_taken_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlayers.registry.LAYER_REGISTRY", registry := dict(LAYER_REGISTRY))
+    assert {"BitLinear", "TernaryLinear", "BitConv2d", "BitEmbedding"} <= set(registry)
+
+    @register_layer("ScaledLinear")
+    class ScaledLinear(BitLinear):
+        pass
+
+    assert registry["ScaledLinear"] is ScaledLinear
+    assert type(convert(nn.Sequential(nn.Linear(2, 2)))[0]) is ScaledLinear
+    with pytest.raises(ArgumentError, match="name is 'BitLinear', expected another name"):
+        register_layer("BitLinear")(ScaledLinear)

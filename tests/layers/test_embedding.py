@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from bitcore import BitQuantConfig
+from bitcore.exceptions import DtypeError
+from bitlayers import BitEmbedding
+
+CONFIGS = [
+    BitQuantConfig(),
+    BitQuantConfig(weight_granularity="per_channel", storage_format="base3"),
+    BitQuantConfig.int4(8),
+    BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_group", group_size=8),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_train_eval_and_deploy_give_the_quantized_rows(config: BitQuantConfig, dtype: torch.dtype) -> None:
+    layer = BitEmbedding(13, 19, quant_config=config, dtype=dtype)
+    indices = torch.randint(0, 13, (2, 3))
+    trained = layer.train()(indices)
+    evaluated = layer.eval()(indices)
+    assert torch.equal(trained, evaluated)
+    with torch.no_grad():
+        assert torch.equal(layer(indices), evaluated)
+    deployed = layer.deploy()(indices)
+    assert torch.equal(deployed, evaluated)
+    assert (deployed.shape, deployed.dtype) == ((2, 3, 19), dtype)
+
+
+def test_gradients_reach_the_rows_that_were_read() -> None:
+    layer = BitEmbedding(13, 4, padding_idx=0)
+    layer(torch.tensor([0, 2, 2])).sum().backward()
+    expected = torch.zeros(13, 4)
+    expected[2] = 2.0
+    assert torch.equal(layer.weight.grad, expected)
+
+
+def test_from_dense_and_wrong_indices() -> None:
+    dense = nn.Embedding(13, 4, padding_idx=1)
+    layer = BitEmbedding.from_dense(dense, copy=False)
+    assert layer.weight is dense.weight
+    assert layer.padding_idx == 1
+    with pytest.raises(DtypeError, match="indices is torch.float32, expected an integer dtype"):
+        layer(torch.zeros(2))
+    assert layer.deploy()(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 3, 4)

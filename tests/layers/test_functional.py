@@ -1,0 +1,75 @@
+"""bitcore.ops.bitlinear, the functional form."""
+
+import pytest
+import torch
+
+from bitcore import BitQuantConfig, QuantizationError
+from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
+from bitcore.ops import bitlinear
+from bitcore.packing import pack_ternary
+from bitlayers import BitLinear
+
+CONFIG = BitQuantConfig()
+
+
+def test_equals_the_layer_in_training_and_inference() -> None:
+    layer = BitLinear(20, 6)
+    x, w, b = torch.randn(3, 20), layer.weight, layer.bias
+    assert torch.equal(bitlinear.forward(x, weight=w, bias=b, quant_config=CONFIG, training=True), layer(x))
+    scale, qweight = bitlinear.prepare_weights(w, CONFIG)
+    assert (qweight.dtype, qweight.shape) == (torch.int8, (6, 20))
+    expected = layer.eval()(x)
+    for q in (qweight, pack_ternary(qweight)):
+        y = bitlinear.forward(x, qweight=q, qweight_scale=scale, bias=b, quant_config=CONFIG, training=False)
+        assert torch.equal(y, expected)
+    assert torch.equal(bitlinear.forward(x, weight=w, bias=b, training=False), expected)
+
+
+def test_is_autograd_aware() -> None:
+    x, w, b = torch.randn(3, 20, requires_grad=True), torch.randn(6, 20, requires_grad=True), torch.randn(6, requires_grad=True)
+    gradients = []
+    for training in (True, False):
+        y = bitlinear.forward(x, weight=w, bias=b, quant_config=CONFIG, training=training)
+        gradients.append(torch.autograd.grad(y.square().sum(), (x, w, b)))
+    for trained, evaluated in zip(*gradients, strict=True):
+        torch.testing.assert_close(trained, evaluated, rtol=1e-3, atol=1e-3)
+
+
+def test_int4_with_zero_point() -> None:
+    config = BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_channel")
+    layer = BitLinear(20, 6, quant_config=config).eval()
+    x = torch.randn(3, 20)
+    packed = layer._packed_weight()
+    y = bitlinear.forward(
+        x,
+        qweight=layer.qweight,
+        qweight_scale=layer.qweight_scale,
+        qweight_zero_point=packed.zero_point,
+        bias=layer.bias,
+        quant_config=config,
+        training=False,
+    )
+    assert torch.equal(y, layer(x))
+    with pytest.raises(ArgumentError, match="weight_quantizer is minmax"):
+        bitlinear.prepare_weights(layer.weight, config)
+
+
+def test_wrong_arguments_are_named() -> None:
+    x, w = torch.randn(3, 20), torch.randn(6, 20)
+    scale, q = bitlinear.prepare_weights(w)
+    with pytest.raises(ArgumentError, match="weight is None"):
+        bitlinear.forward(x)
+    with pytest.raises(ArgumentError, match="qweight is None"):
+        bitlinear.forward(x, training=False)
+    with pytest.raises(ArgumentError, match="qweight_scale is None"):
+        bitlinear.forward(x, qweight=q, training=False)
+    with pytest.raises(DtypeError, match=r"qweight is torch.float32"):
+        bitlinear.forward(x, qweight=q.float(), qweight_scale=scale, training=False)
+    with pytest.raises(ShapeError, match=r"qweight is of shape \[6, 4\]"):
+        bitlinear.forward(x, qweight=pack_ternary(q)[:, :4], qweight_scale=scale, training=False)
+    with pytest.raises(ShapeError, match=r"x is of shape \[3, 19\]"):
+        bitlinear.forward(x[:, :19], qweight=q, qweight_scale=scale, training=False)
+    with pytest.raises(QuantizationError, match="q|w_ternary"):
+        bitlinear.forward(x, qweight=q * 2, qweight_scale=scale, training=False)
+    with pytest.raises(QuantizationError, match="weight is nan"):
+        bitlinear.prepare_weights(w * float("nan"))
