@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(code: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(directory)}
+    paths = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 #include "../cpu/dispatch.h"
@@ -15,6 +16,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 namespace cpu = bitlab::cpu;
+
+// Plain strings: STD_TORCH_CHECK formats with streams, which crash in a library that links the C++ runtime statically. The Python
+// side finds out which argument was what.
+void require(bool condition, const char* message) {
+  if (!condition) throw std::runtime_error(message);
+}
 
 bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
@@ -54,9 +61,9 @@ Tensor empty_output(const Tensor& x, int64_t last_size) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -73,22 +80,22 @@ std::vector<float> as_float32(const Tensor& vector) {
 Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor& weight_scale, const std::optional<Tensor>& bias,
                       int64_t in_features, int64_t mode) {
   const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(0 <= mode && mode < 2 * cpu::kernel_count(), "mode is ", mode, ", expected 2 * kernel + per_tensor of this build");
+  require(0 <= mode && mode < 2 * cpu::kernel_count(), "mode names no kernel of this build");
   const cpu::Kernel& kernel = cpu::kernel_at(static_cast<int>(mode / 2));
-  STD_TORCH_CHECK(cpu::missing_features(kernel) == 0, "this CPU cannot run kernel ", kernel.name);
-  STD_TORCH_CHECK(x.is_cpu() && is_floating(type), "x must be a float32, bfloat16 or float16 CPU tensor");
-  STD_TORCH_CHECK(in_features >= 1 && in_features <= int64_t{1} << 23, "in_features is ", in_features, ", expected 1 to 2**23");
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == in_features, "x must have in_features = ", in_features, " as its last size");
-  STD_TORCH_CHECK(weight_packed.is_cpu() && weight_packed.scalar_type() == ScalarType::Byte && weight_packed.dim() == 2 &&
-                      weight_packed.size(1) == (in_features + 3) / 4 && weight_packed.is_contiguous(),
-                  "weight_packed must be a contiguous uint8 CPU tensor [out_features, ceil(in_features / 4)]");
+  require(cpu::missing_features(kernel) == 0, "this CPU lacks instructions that the kernel needs");
+  require(x.is_cpu() && is_floating(type), "x must be a float32, bfloat16 or float16 CPU tensor");
+  require(in_features >= 1 && in_features <= int64_t{1} << 23, "in_features must be 1 to 2**23");
+  require(x.dim() >= 1 && x.size(x.dim() - 1) == in_features, "x must have in_features as its last size");
+  require(weight_packed.is_cpu() && weight_packed.scalar_type() == ScalarType::Byte && weight_packed.dim() == 2 &&
+              weight_packed.size(1) == (in_features + 3) / 4 && weight_packed.is_contiguous(),
+          "weight_packed must be a contiguous uint8 CPU tensor [out_features, ceil(in_features / 4)]");
   const int64_t n = weight_packed.size(0);
-  STD_TORCH_CHECK(weight_scale.is_cpu() && weight_scale.scalar_type() == ScalarType::Float && weight_scale.dim() == 1 &&
-                      (weight_scale.size(0) == 1 || weight_scale.size(0) == n) && weight_scale.is_contiguous(),
-                  "weight_scale must be a contiguous float32 CPU tensor [1] or [out_features]");
-  STD_TORCH_CHECK(!bias || (bias->is_cpu() && is_floating(bias->scalar_type()) && bias->dim() == 1 && bias->size(0) == n &&
-                            bias->is_contiguous()),
-                  "bias must be a contiguous floating CPU tensor [out_features]");
+  require(weight_scale.is_cpu() && weight_scale.scalar_type() == ScalarType::Float && weight_scale.dim() == 1 &&
+              (weight_scale.size(0) == 1 || weight_scale.size(0) == n) && weight_scale.is_contiguous(),
+          "weight_scale must be a contiguous float32 CPU tensor [1] or [out_features]");
+  require(!bias || (bias->is_cpu() && is_floating(bias->scalar_type()) && bias->dim() == 1 && bias->size(0) == n &&
+                    bias->is_contiguous()),
+          "bias must be a contiguous floating-point CPU tensor [out_features]");
 
   Tensor y = empty_output(x, n);
   if (y.numel() == 0) return y;
@@ -119,7 +126,7 @@ Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor
       torch::stable::parallel_for(0, count, grain, work);
     }
   });
-  STD_TORCH_CHECK(done, "out of memory for the quantized activations of ", arguments.m, " tokens");
+  require(done, "out of memory for the quantized activations");
   return y;
 }
 
