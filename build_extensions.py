@@ -3,8 +3,8 @@
     python build_extensions.py            build what is out of date, say what was built and how to mend what failed
     python build_extensions.py --clean    remove everything that a build made
 
-setup.py calls `build()`. BUILD_CPP_EXTENSIONS=0 builds nothing; =1 turns a failure into an error; unset, a failure leaves
-the reference kernel to serve. CXX names the compiler.
+setup.py calls `build()`. BUILD_CPP_EXTENSIONS=0 builds nothing; =1 turns a failure into an error; unset, a failure
+leaves the reference kernel to serve. CXX names the compiler.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BINDINGS = ROOT / "bitcore" / "kernels" / "bindings"
 OBJECTS = ROOT / "build" / "objects"
 COMPILERS = ("c++", "g++", "clang++")
 
-# Kernel name -> (the machine that it is for, flags of its source file kernel_<name>.cpp). Only these files get ISA flags.
+# Kernel name -> (machine, flags of its source file kernel_<name>.cpp). No other file gets flags of an instruction set.
 ISA_FLAGS = {
     "avx512_vnni": ("x86_64", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
 }
@@ -71,7 +71,7 @@ def run(command: list[str]) -> str:
 
 
 def build(say: Callable[[str], None] = print) -> Report:
-    """Builds both modules into bitcore/kernels/bindings as BUILD_CPP_EXTENSIONS asks, and writes build_report.json there.
+    """Builds both modules into bitcore/kernels/bindings as BUILD_CPP_EXTENSIONS asks, and writes build_report.json.
 
     Raises:
         BuildError: the build failed and BUILD_CPP_EXTENSIONS is 1.

@@ -1,9 +1,11 @@
-"""BitLinear against PyTorch's linear layers on this CPU: whole Python calls, float32 in to float32 out, hot cache, one run.
+"""BitLinear against PyTorch's linear layers on this CPU: whole Python calls, float32 in to float32 out, hot cache, one
+run.
 
     python benchmarks/bench_linear.py [--threads 1 2] [--quick] [--json docs/benchmarks/linear.json]
 
-Prints each layer's median time, its ratio to the rivals, and the spread of the timed loops; beside it the machine's limits, the
-memory of a deployed layer and what each asked-for figure came to. The int8 rival quantizes its activations too.
+Prints each layer's median time, its ratio to the rivals, and the spread of the timed loops; beside it the machine's
+limits, the memory of a deployed layer and what each asked-for figure came to. The int8 rival quantizes its activations
+too.
 """
 
 import argparse
@@ -86,7 +88,9 @@ def show(rows: list[dict[str, object]], console: Console) -> None:
     """A table for each number of threads."""
     fastest = f"BitLinear {KernelRegistry.get_kernel_for_config(BitQuantConfig()).name}"
     for threads in sorted({row["threads"] for row in rows}):
-        table = Table(title=f"{threads} thread(s): median microseconds (spread), and how many times faster {fastest} is")
+        table = Table(
+            title=f"{threads} thread(s): median microseconds (spread), and how many times faster {fastest} is"
+        )
         for heading in ("shape", "batch", "layer", "µs", "spread", "GOP/s", "ratio"):
             table.add_column(heading, justify="left" if heading == "layer" else "right")
         for row in rows:
@@ -96,7 +100,9 @@ def show(rows: list[dict[str, object]], console: Console) -> None:
             ratio = "" if row["layer"] == fastest else f"{row['microseconds'] / ours:.2f}x"
             shape = "x".join(map(str, row["shape"]))
             values = (f"{row['microseconds']:.1f}", f"{row['spread']:.0%}", f"{row['giga_ops']:.0f}", ratio)
-            table.add_row(shape, str(row["batch"]), row["layer"], *values, end_section=row["layer"].endswith("reference"))
+            table.add_row(
+                shape, str(row["batch"]), row["layer"], *values, end_section=row["layer"].endswith("reference")
+            )
         console.print(table)
 
 
@@ -167,7 +173,11 @@ def main() -> None:
 def cpu_name() -> str:
     """The processor's name, where the system tells."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 

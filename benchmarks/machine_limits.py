@@ -32,7 +32,7 @@ def median_seconds(call: Callable[[], object], seconds: float = 0.3, repeats: in
 def read_bandwidth(size: int = 1 << 29) -> float:
     """Bytes a second of a sum over `size` bytes of int32, far more than any cache holds."""
     memory = torch.ones(size // 8, dtype=torch.int64)
-    seconds, _ = median_seconds(lambda: memory.sum())
+    seconds, _ = median_seconds(memory.sum)
     return memory.nbytes / seconds
 
 

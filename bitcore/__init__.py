@@ -1,4 +1,4 @@
-"""BitLab's core: quantization configs, quantizers, packing, kernels and their registry. Needs torch and pydantic alone."""
+"""BitLab's core: quantization configs, quantizers, packing, kernels. Needs torch and pydantic alone."""
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import BitLabError, CheckpointError, KernelNotFoundError, QuantizationError

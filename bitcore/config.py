@@ -19,11 +19,11 @@ QUANTIZERS_OF = {"ternary": ("absmean", "absmedian", "threshold"), "int4": ("abs
 class BitQuantConfig(BaseModel):
     """How weights and activations are quantized and how packed weights are stored.
 
-    The default is BitNet b1.58 (arXiv 2402.17764): ternary weights with one absmean scale, int8 activations with one absmax
-    scale a token. Instances are frozen and hashable; `model_dump_json` and `model_validate_json` round-trip.
+    The default is BitNet b1.58 (arXiv 2402.17764): ternary weights with one absmean scale, int8 activations with one
+    absmax scale a token. Instances are frozen and hashable; `model_dump_json` and `model_validate_json` round-trip.
 
     Raises:
-        ConfigError: (pydantic's ValidationError) a field is unknown or has a wrong value, or fields contradict each other.
+        ConfigError: (pydantic's ValidationError) a field is unknown or wrong, or fields contradict each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +63,8 @@ class BitQuantConfig(BaseModel):
         served = QUANTIZERS_OF[self.weight_dtype]
         if self.weight_quantizer not in served:
             raise ValueError(
-                f"weight_quantizer is {self.weight_quantizer}, expected one of {', '.join(served)} for {self.weight_dtype} weights"
+                f"weight_quantizer is {self.weight_quantizer}, "
+                f"expected one of {', '.join(served)} for {self.weight_dtype} weights"
             )
         if self.weight_dtype == "int4" and self.storage_format == "base3":
             raise ValueError("storage_format is base3, which stores ternary weights; weight_dtype is int4")
@@ -86,7 +87,7 @@ class BitQuantConfig(BaseModel):
 
     @classmethod
     def int4(cls, group_size: int = 128) -> Self:
-        """Symmetric int4 weights, one scale for each `group_size` input features; activations stay in floating point."""
+        """Symmetric int4 weights, a scale for each `group_size` input features; floating-point activations."""
         return cls(
             weight_dtype="int4", weight_granularity="per_group", group_size=group_size, activation_dtype="float32"
         )

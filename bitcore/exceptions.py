@@ -1,8 +1,8 @@
 """Every exception that BitLab raises on bad input, each with the sentence it makes.
 
-A bad argument is named, with what it was and what was expected. Each class is also the built-in exception that a PyTorch
-user would catch (ValueError, TypeError, RuntimeError). A wrong field of a pydantic model raises `ConfigError`, which is
-pydantic's own ValidationError under this project's name.
+A bad argument is named, with what it was and what was expected. Each class is also the built-in exception that a
+PyTorch user would catch (ValueError, TypeError, RuntimeError). A wrong field of a pydantic model raises `ConfigError`,
+which is pydantic's own ValidationError under this project's name.
 """
 
 from pydantic import ValidationError as ConfigError
@@ -57,7 +57,7 @@ class QuantizationError(ArgumentError):
 
 
 class KernelNotFoundError(BitLabError, RuntimeError):
-    """No kernel has the name that was asked for, or none of those asked can serve; the message lists them with reasons."""
+    """No kernel has the name that was asked for, or none can serve; the message lists them with their reasons."""
 
 
 class LayerStateError(BitLabError, RuntimeError):

@@ -14,7 +14,10 @@ from bitcore.exceptions import ExtensionWarning
 BINDINGS = Path(__file__).parent / "kernels" / "bindings"
 OPERATORS = BINDINGS / "bitlab_cpu.so"
 BUILD_REPORT = BINDINGS / "build_report.json"
-REMEDY = "run `python build_extensions.py` in a source tree, or reinstall with BUILD_CPP_EXTENSIONS=1 to see the compiler's message"
+REMEDY = (
+    "run `python build_extensions.py` in a source tree, "
+    "or reinstall with BUILD_CPP_EXTENSIONS=1 to see the compiler's message"
+)
 
 
 @cache
@@ -23,7 +26,7 @@ def why_missing() -> str | None:
     if not OPERATORS.exists():
         return f"not built: {_build_failure()}"
     try:
-        torch.ops.load_library(str(OPERATORS))
+        torch.ops.load_library(str(OPERATORS))  # type: ignore[no-untyped-call]
         importlib.import_module("bitcore.kernels.bindings._cpu")
     except (OSError, ImportError) as error:
         return f"built, but not loadable: {error}"
@@ -50,8 +53,12 @@ def build_report() -> dict[str, object]:
 @cache
 def warn_that_missing() -> None:
     """Warns, once, that the reference kernel serves where a compiled one was to be expected."""
-    message = f"BitLab's compiled CPU kernels are missing ({why_missing()}); the PyTorch reference kernel serves. To mend: {REMEDY}"
-    warnings.warn(message, ExtensionWarning, stacklevel=2)
+    warnings.warn(
+        f"BitLab's compiled CPU kernels are missing ({why_missing()}); the PyTorch reference kernel serves. "
+        f"To mend: {REMEDY}",
+        ExtensionWarning,
+        stacklevel=2,
+    )
 
 
 def _build_failure() -> str:

@@ -9,7 +9,7 @@ from bitcore import extensions
 
 @cache
 def cpu_features() -> tuple[str, ...] | None:
-    """The instruction sets that kernels ask for and this CPU has, named as in /proc/cpuinfo; None if the extension is missing."""
+    """What this CPU has of the features that kernels ask for; None if the extension that asks it is missing."""
     native = extensions.cpu_module()
     return None if native is None else tuple(native.cpu_features())
 

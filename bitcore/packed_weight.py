@@ -48,7 +48,7 @@ class PackedWeight(NamedTuple):
         return unpack_int4(self.packed, self.in_features)
 
     def check(self, config: BitQuantConfig) -> None:
-        """Raises QuantizationError (or ShapeError, DtypeError) where the bytes stand for no weights or a scale is not finite."""
+        """Raises QuantizationError, ShapeError or DtypeError for bytes that are no weights or a non-finite scale."""
         if config.weight_dtype == "ternary":
             check_packed_ternary(self.packed, self.in_features, config.storage_format)
         check_finite("weight_scale", self.scale)

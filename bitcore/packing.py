@@ -1,16 +1,16 @@
 """Storage formats: how ternary and int4 weights lie in a checkpoint and in memory, the same bytes on every machine.
 
-A row is one output feature, K input features long; rows follow each other without a gap. Every format packs neighbours along K,
-and fills the last byte of a row with zero weights.
+A row is one output feature, K input features long; rows follow each other without a gap. Every format packs neighbours
+along K, and fills the last byte of a row with zero weights.
 
     2bit    4 weights a byte, u = t + 1 in {0, 1, 2}, first in the low bits:
 
             bits   7:6      5:4      3:2      1:0
             byte i u[4i+3]  u[4i+2]  u[4i+1]  u[4i]            3 is no code
 
-    base3   5 weights a byte, 1.6 bits each. The five digits, first most significant, are a number v in 0..242; the byte holds
-            the fraction v / 243 in units of 1/256, rounded up: byte = (256 v + 242) // 243. Multiplying the fraction by 3 moves
-            the next digit in front of the point, so a digit costs a multiplication and a shift:
+    base3   5 weights a byte, 1.6 bits each. The five digits, first most significant, are a number v in 0..242; the byte
+            holds the fraction v / 243 in units of 1/256, rounded up: byte = (256 v + 242) // 243. Multiplying the
+            fraction by 3 moves the next digit in front of the point, so a digit costs a multiplication and a shift:
 
             3 * byte = (u[5i] << 8) + rest;  3 * rest = (u[5i+1] << 8) + ...
 
@@ -168,7 +168,7 @@ def _codes(weights: Tensor, argument: str, lowest: int, highest: int) -> Tensor:
 
 def _columns(codes: Tensor, per_byte: int, fill: int) -> tuple[Tensor, ...]:
     padded = F.pad(codes, (0, -codes.shape[1] % per_byte), value=fill)
-    return padded.unflatten(1, (padded.shape[1] // per_byte, per_byte)).unbind(-1)
+    return padded.reshape(padded.shape[0], padded.shape[1] // per_byte, per_byte).unbind(-1)
 
 
 def _check_format(storage_format: str) -> None:

@@ -1,8 +1,8 @@
 """Quantization of weights and activations, and its straight-through estimator (STE) for training.
 
-Everything is computed in float32, whatever the dtype of the input, and rounds half to even. Scales multiply: a weight is about
-`value * scale`. Reciprocals are taken once and multiplied, as the published BitNet code does, so that the same weights and
-inputs give the same integers as there.
+Everything is computed in float32, whatever the dtype of the input, and rounds half to even. Scales multiply: a weight
+is about `value * scale`. Reciprocals are taken once and multiplied, as the published BitNet code does, so that the same
+weights and inputs give the same integers as there.
 """
 
 from abc import ABC, abstractmethod
@@ -122,15 +122,15 @@ def quantizer_for(config: BitQuantConfig) -> Quantizer:
 
 
 def ternary_quantize(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
-    """Quantizes `weight` [N, K] to ternary: (int8 in {-1, 0, 1} [N, K], float32 scale). By default absmean, one scale."""
+    """Quantizes `weight` [N, K]: (int8 in {-1, 0, 1} [N, K], float32 scale). By default absmean with one scale."""
     return _ternary_quantizer(config).quantize(weight)
 
 
 def ternary_quantize_ste(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
     """As `ternary_quantize`, but the ternary weight has `weight`'s dtype and passes its gradient to `weight` unchanged.
 
-    The scale is detached. The gradient of `w_ternary * scale` is therefore `scale` times that of the dequantized weight: layers
-    use `Quantizer.fake_quantize`, where the identity is taken for the whole.
+    The scale is detached. The gradient of `w_ternary * scale` is therefore `scale` times that of the dequantized
+    weight: layers use `Quantizer.fake_quantize`, where the identity is taken for the whole.
     """
     with torch.no_grad():
         ternary, scale = _ternary_quantizer(config).quantize(weight)
@@ -166,8 +166,8 @@ def per_weight(scale: Tensor, values: Tensor, config: BitQuantConfig | None = No
 def quantize_activations(x: Tensor, granularity: ActivationGranularity = "per_token") -> tuple[Tensor, Tensor]:
     """absmax: m = max(abs(x)), at least 1e-5; q = round(x * (127 / m)), clamped to -128..127; scale = m / 127.
 
-    `127 / m` is `1 / m`, rounded, times 127, as PyTorch evaluates it. A token (per_tensor: an input) with NaN or Inf gets q = 0
-    and scale = NaN, so that what is computed from it is NaN and nothing else is touched.
+    `127 / m` is `1 / m`, rounded, times 127, as PyTorch evaluates it. A token (per_tensor: an input) with NaN or Inf
+    gets q = 0 and scale = NaN, so that what is computed from it is NaN and nothing else is touched.
 
     Args:
         x: [tokens, K], any float dtype.
@@ -241,7 +241,7 @@ def _quantize_blocks(
     elif config.weight_granularity == "per_channel":
         blocks = [quantize_rows(w)]
     else:
-        blocks = [quantize_rows(block) for block in w.split(config.group_size, dim=1)]
+        blocks = [quantize_rows(block) for block in torch.split(w, config.group_size, dim=1)]
 
     def joined(parts: list[Tensor]) -> Tensor:
         result = torch.cat(parts, dim=1)

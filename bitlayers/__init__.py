@@ -1,4 +1,4 @@
-"""Layers: torch.nn modules with quantized weights, and the tools that put them into a model. Importing registers all of them."""
+"""Layers: torch.nn modules with quantized weights, and the tools that put them into a model."""
 
 from torch.nn import RMSNorm
 

@@ -1,7 +1,7 @@
 """BitLayer: the train / eval / deploy life and the state dict that all Bit layers share.
 
 training   `weight` (float master)                        multiplies fake-quantized values, gradients to the master
-eval       `weight`, and its packed form made on demand   best kernel; kept until the master changes or train() is called
+eval       `weight`, and its packed form made on demand   best kernel; kept until the master changes
 deployed   `weight_packed`, `weight_scale`                best kernel; no master, inference only, for good
 """
 
@@ -22,14 +22,14 @@ PACKED_NAMES = ("weight_packed", "weight_scale", "weight_zero_point")
 
 
 class BitLayer(nn.Module):
-    """A layer whose `weight`, read as a matrix [rows, columns], is quantized. Comes before the nn class in a layer's bases."""
+    """A layer whose `weight`, read as a matrix [rows, columns], is quantized. First of a layer's bases."""
 
     dense_type: ClassVar[type[nn.Module] | None] = None  # what `convert` replaces by this layer
 
     quantize: bool = True  # False: the layer computes what its dense type does and cannot be deployed
     quant_config: BitQuantConfig
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
+    weight: Any  # nn.Parameter, or None once deployed
+    bias: Any  # nn.Parameter, or None
 
     def _init_quantization(self, quant_config: BitQuantConfig | None, kernel_name: str | None = None) -> None:
         """Called by a layer's __init__ once `weight` exists. `kernel_name` forces a kernel for this layer."""
@@ -50,7 +50,7 @@ class BitLayer(nn.Module):
 
     @classmethod
     def from_dense(cls, dense: Any, quant_config: BitQuantConfig | None = None, *, copy: bool = True) -> Self:
-        """The Bit layer with the weights of `dense` (a `dense_type`): copied, or with copy=False the same Parameters."""
+        """The Bit layer with the weights of `dense` (a `dense_type`): copied, or with copy=False the same ones."""
         raise TypeError(f"{cls.__name__} replaces no dense layer")
 
     # Shape of the weight as a matrix
@@ -71,7 +71,8 @@ class BitLayer(nn.Module):
         """The float master as [rows, columns]."""
         if self.weight is None:
             raise LayerStateError(f"{type(self).__name__} is deployed and has no master weight")
-        return self.weight.reshape(-1, self._columns)
+        matrix: Tensor = self.weight.reshape(-1, self._columns)
+        return matrix
 
     # Train, eval, deploy
 
@@ -84,7 +85,8 @@ class BitLayer(nn.Module):
         """As nn.Module.train. Raises LayerStateError for mode=True after deploy: there is no master weight to train."""
         if mode and self.is_deployed:
             raise LayerStateError(
-                f"{type(self).__name__} is deployed: it has no master weight to train. Load the training checkpoint into a new model"
+                f"{type(self).__name__} is deployed: it has no master weight to train. "
+                "Load the training checkpoint into a new model"
             )
         super().train(mode)
         self._start_over()
@@ -118,8 +120,8 @@ class BitLayer(nn.Module):
     def _packed_weight(self) -> PackedWeight:
         """The packed weight: the buffers if deployed, else made from the master and kept while the master is the same.
 
-        A change is seen by the tensor's version counter. Writing through `weight.data` leaves that alone, so afterwards eval()
-        has to be called again.
+        A change is seen by the tensor's version counter. Writing through `weight.data` leaves that alone, so afterwards
+        eval() has to be called again.
         """
         buffers: dict[str, Any] = self._buffers
         if "weight_packed" in buffers:
@@ -131,7 +133,6 @@ class BitLayer(nn.Module):
                 self._packed_buffers = kept
             return kept
         master = self.weight
-        assert master is not None
         if torch.compiler.is_compiling() or master.is_inference():  # neither can tell whether the master has changed
             return PackedWeight.from_float(self._master_matrix(), self.quant_config)
         version = (master._version, master.data_ptr())
@@ -170,7 +171,7 @@ class BitLayer(nn.Module):
         return torch.float32 if parameter is None else parameter.dtype
 
     def _kernel_for(self, dtype: torch.dtype) -> BitKernelBase:
-        """The kernel for inputs of `dtype`; decided once, and again when the device, the choice of kernels or the dtype changes."""
+        """The kernel for inputs of `dtype`, decided again when device, dtype or choice of kernels changes."""
         if (
             self._kernel is not None
             and self._kernel_dtype is dtype
@@ -202,9 +203,9 @@ class BitLayer(nn.Module):
     # State
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Moves and casts as nn.Module does, but the scale stays float32: `.half()` must not change what the layer computes."""
+        """Moves and casts as nn.Module does, but the scale stays float32: `.half()` must not change the integers."""
         scale = self._buffers.get("weight_scale")
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = self._buffers.get("weight_scale")
         if scale is not None and moved is not None and moved.dtype != torch.float32:
             self._buffers["weight_scale"] = scale.to(moved.device)
@@ -216,11 +217,11 @@ class BitLayer(nn.Module):
         return {**self.__dict__, "_packed_master": None, "_packed_buffers": None, "_kernel": None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Loads a training state (`weight`) or a deployed one (`weight_packed`, `weight_scale`) into a layer in either state.
+        """Loads a training state (`weight`) or a deployed one (`weight_packed`, `weight_scale`) into either.
 
         Raises:
-            CheckpointError: a packed state for a layer that needs its master weight, or packed bytes that are damaged. The layer
-                stays as it was.
+            CheckpointError: a packed state for a layer that needs its master weight, or packed bytes that are damaged.
+                The layer stays as it was.
         """
         names = {name: prefix + name for name in ("weight", *PACKED_NAMES)}
         has_master = names["weight"] in state_dict
@@ -235,8 +236,8 @@ class BitLayer(nn.Module):
                 )
             elif has_packed and not has_master:
                 raise CheckpointError(
-                    f"{names['weight_packed']} is a deployed layer's state, expected {names['weight']}: packed weights cannot be "
-                    "trained. Call deploy() on this model before loading, or load the training checkpoint"
+                    f"{names['weight_packed']} is a deployed layer's state, expected {names['weight']}: packed weights "
+                    "cannot be trained. Call deploy() on this model before loading, or load the training checkpoint"
                 )
             else:
                 packed = None
@@ -261,7 +262,7 @@ class BitLayer(nn.Module):
         missing = [names[name] for name in PACKED_NAMES if name in self._buffers and names[name] not in state_dict]
         if missing:
             raise CheckpointError(f"{', '.join(missing)} is missing beside {names['weight_packed']}")
-        tensors = [state_dict.get(names[name]) for name in PACKED_NAMES]
+        tensors: list[Any] = [state_dict.get(names[name]) for name in PACKED_NAMES]
         for name, tensor in zip(PACKED_NAMES, tensors, strict=True):
             own = self._buffers.get(name)
             if own is not None and tensor is not None and tensor.shape != own.shape:
@@ -271,7 +272,7 @@ class BitLayer(nn.Module):
         return packed
 
     def packed_bytes(self) -> int:
-        """Bytes of the packed weight, scale and zero point: those held if deployed, else those that deploy would leave."""
+        """Bytes of packed weight, scale and zero point: those held if deployed, else those that deploy would leave."""
         if not self.is_deployed:
             master = self._master_matrix()
             with torch.device("meta"):

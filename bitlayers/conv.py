@@ -1,5 +1,7 @@
 """BitConv2d: nn.Conv2d with quantized weights and activations, as a product of patches and weights (im2col)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,13 +15,16 @@ from bitcore.quantizers import quantizer_for
 from bitlayers.base import BitLayer
 from bitlayers.registry import register_layer
 
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
 
 @register_layer("BitConv2d")
 class BitConv2d(BitLayer, nn.Conv2d):
-    """A convolution whose patches are BitLinear's tokens: per_token activations have one scale for each output position.
+    """A convolution whose patches are BitLinear's tokens: per_token is one activation scale for each output position.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as nn.Conv2d.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
+            nn.Conv2d.
         quant_config: what is computed; BitNet b1.58 if None. per_tensor is one weight scale for all groups.
 
     x is [B, C, H, W] or [C, H, W]. Training, eval and deployed layers compute the same function.
@@ -40,7 +45,7 @@ class BitConv2d(BitLayer, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         quant_config: BitQuantConfig | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -30,7 +30,8 @@ def convert(
         model: any module; with inplace it keeps its Parameters, so optimizers and tied weights stay good.
         config: of the new layers; BitNet b1.58 if None.
         include: what to convert: globs, or a callable (qualified name, module) -> bool. None: everything.
-        exclude: what to leave, likewise. A glob matches a module's qualified name, its last part, or those of a module around it.
+        exclude: what to leave, likewise. A glob matches a module's qualified name, its last part, or those of a module
+            around it.
         inplace: False leaves `model` alone and converts a deep copy.
 
     Returns:

@@ -15,13 +15,13 @@ from bitlayers.registry import register_layer
 
 @register_layer("BitEmbedding")
 class BitEmbedding(BitLayer, nn.Embedding):
-    """A table [num_embeddings, embedding_dim] of quantized rows; the activation settings of `quant_config` have no meaning here.
+    """A table [num_embeddings, embedding_dim] of quantized rows. There are no activations to quantize.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as nn.Embedding.
         quant_config: what is computed; BitNet b1.58 weights if None. per_channel is one scale a row.
 
-    indices [...] integer -> [..., embedding_dim] in the dtype of the table (after deploy: of the table that was deployed).
+    indices [...] integer -> [..., embedding_dim] in the dtype of the table, also after it has been deployed.
 
     Raises:
         DtypeError: the indices are not integers.

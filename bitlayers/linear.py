@@ -1,5 +1,8 @@
 """BitLinear: nn.Linear with quantized weights and activations."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -11,7 +14,7 @@ from bitcore.ops import bitlinear
 from bitlayers.base import BitLayer
 from bitlayers.registry import register_layer
 
-INIT_METHODS = {
+INIT_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
     "kaiming_uniform": nn.init.kaiming_uniform_,
@@ -29,19 +32,20 @@ class BitLinear(BitLayer, nn.Linear):
         out_features: N.
         bias: whether to add a bias [N].
         quant_config: what is computed; BitNet b1.58 if None.
-        init_method: of `weight`: "xavier_uniform", "xavier_normal", "kaiming_uniform" or "kaiming_normal". The bias starts at 0.
+        init_method: of `weight`: "xavier_uniform", "xavier_normal", "kaiming_uniform" or "kaiming_normal". The bias
+            starts at 0.
         norm: put an RMSNorm on the input, inside the layer (BitNet b1.58's recipe).
         device, dtype: of the parameters.
 
-    x is [..., K], y [..., N] in x's dtype. In eval and after deploy a token with NaN or Inf gives NaN in all its outputs
-    (with per_tensor activations: every token does).
+    x is [..., K], y [..., N] in x's dtype. In eval and after deploy a token with NaN or Inf gives NaN in all its
+    outputs (with per_tensor activations: every token does).
 
     Raises:
         ShapeError, DtypeError, DeviceError: x does not fit.
         ArgumentError: a size or `init_method` is wrong.
     """
 
-    dense_type = nn.Linear
+    dense_type: ClassVar[type[nn.Module] | None] = nn.Linear
 
     def __init__(
         self,
@@ -67,7 +71,6 @@ class BitLinear(BitLayer, nn.Linear):
 
     def reset_parameters(self) -> None:
         """Initializes `weight` by `init_method` and `bias` to 0."""
-        assert self.weight is not None
         if self.weight.numel() > 0:
             INIT_METHODS[self.init_method](self.weight)
         if self.bias is not None:

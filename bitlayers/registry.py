@@ -14,7 +14,7 @@ LAYER_REGISTRY: dict[str, type[BitLayer]] = {}
 
 
 def register_layer(name: str) -> Callable[[LayerClass], LayerClass]:
-    """Class decorator: adds a BitLayer under `name`. If its `dense_type` is set, `convert` puts it in place of that type.
+    """Class decorator: adds a BitLayer under `name`. If its `dense_type` is set, `convert` puts it in its place.
 
     Raises:
         ArgumentError: the name is taken by another class.

@@ -1,4 +1,4 @@
-"""Prebuilt models. Importing this package imports every module of it, so a new file with a @register_model is a new model."""
+"""Prebuilt models. Every module of this package is imported, so a new file with a @register_model is a new model."""
 
 from importlib import import_module
 from pkgutil import iter_modules

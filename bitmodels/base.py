@@ -55,7 +55,7 @@ class BitModelBase(nn.Module):
         return deploy(self)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes config.json and model.safetensors, in training or deployed state, into `directory` (made if it is missing)."""
+        """Writes config.json and model.safetensors, in training or deployed state, into `directory`."""
         config = CheckpointConfig(
             model_type=self.model_type,
             deployed=self.is_deployed,
@@ -74,7 +74,9 @@ class BitModelBase(nn.Module):
         directory = Path(directory)
         checkpoint = read_config(directory)
         if checkpoint.model_type != cls.model_type:
-            raise CheckpointError(f"{directory / CONFIG_FILE} holds a {checkpoint.model_type}, expected a {cls.model_type}")
+            raise CheckpointError(
+                f"{directory / CONFIG_FILE} holds a {checkpoint.model_type}, expected a {cls.model_type}"
+            )
         tensors = read_tensors(directory)
         try:
             config = cls.config_class.model_validate(checkpoint.config)

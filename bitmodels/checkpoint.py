@@ -1,7 +1,7 @@
 """A checkpoint on disk: config.json beside model.safetensors. No pickle is ever loaded.
 
-config.json: {"model_type", "deployed", "config": {...}, "quant_config": {...}}. The tensors are the model's state dict: `weight`
-of training layers, `weight_packed` and `weight_scale` of deployed ones.
+config.json: {"model_type", "deployed", "config": {...}, "quant_config": {...}}. The tensors are the model's state dict:
+`weight` of training layers, `weight_packed` and `weight_scale` of deployed ones.
 """
 
 import os
@@ -70,7 +70,11 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Makes `tensors` the parameters and buffers of a `model` built on the meta device. Raises CheckpointError that lists what is missing, unexpected or misshapen."""
+    """Makes `tensors` the parameters and buffers of a `model` built on the meta device.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, misshapen or damaged; the message lists them.
+    """
     try:
         model.load_state_dict(tensors, assign=True)
     except CheckpointError as error:

@@ -1,8 +1,8 @@
 """Train a ternary MLP beside its fp32 twin on scikit-learn's handwritten digits, deploy it, measure both.
 
-1797 real images of 8 x 8 pixels, inside the scikit-learn package: no download. A quarter of them is the test set. The ternary
-model trains with quantization in the loop (QAT) and the same settings as its twin. The program asserts that the deployed model
-gives the logits it was evaluated with, bit for bit, also after a save and a load.
+1797 real images of 8 x 8 pixels, inside the scikit-learn package: no download. A quarter of them is the test set. The
+ternary model trains with quantization in the loop (QAT) and the same settings as its twin. The program asserts that the
+deployed model gives the logits it was evaluated with, bit for bit, also after a save and a load.
 
     python examples/digits_mlp.py [--seeds 3] [--epochs 40] [--hidden 512] [--out outputs/digits_mlp]
 """
@@ -154,7 +154,9 @@ def plot(losses: dict[str, list[float]], results: dict[str, Result], path: Path)
     width = 0.8 / len(LATENCY_BATCHES)
     for index, batch in enumerate(LATENCY_BATCHES):
         places = [place + (index - 0.5) * width for place in range(len(results))]
-        bars = times.bar(places, [result.latencies[batch] * 1e6 for result in results.values()], width, label=f"batch {batch}")
+        bars = times.bar(
+            places, [result.latencies[batch] * 1e6 for result in results.values()], width, label=f"batch {batch}"
+        )
         times.bar_label(bars, fmt="%.0f")
     times.set(title="latency of the whole model", ylabel="µs", xticks=range(len(results)), xticklabels=list(results))
     times.legend()
@@ -169,7 +171,9 @@ def table_of(results: dict[str, Result], seeds: int) -> Table:
         table.add_column(heading, justify="left" if heading in ("model", "kernel") else "right")
     for name, result in results.items():
         times = [f"{result.latencies[batch] * 1e6:.1f} µs" for batch in LATENCY_BATCHES]
-        table.add_row(name, f"{statistics.mean(result.accuracies):.2%}", f"{result.weight_bytes:,}", *times, result.kernel)
+        table.add_row(
+            name, f"{statistics.mean(result.accuracies):.2%}", f"{result.weight_bytes:,}", *times, result.kernel
+        )
     return table
 
 
@@ -178,7 +182,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs to average over")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--hidden", type=int, default=512, help="width of the two hidden layers")
-    parser.add_argument("--out", type=Path, default=Path("outputs/digits_mlp"), help="where the checkpoint and the plot go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/digits_mlp"), help="where the checkpoint and the plot go"
+    )
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.epochs, arguments.hidden) < 1:
         parser.error("--seeds, --epochs and --hidden are 1 or more")
@@ -188,7 +194,13 @@ def main() -> None:
     config = BitMLPConfig(n_layers=3, in_channels=64, hidden_dim=arguments.hidden, out_channels=10, dropout=0.1)
     results = {"fp32": Result(), "ternary QAT": Result(), "deployed": Result()}
     losses: dict[str, list[float]] = {}
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         for seed in range(arguments.seeds):
             torch.manual_seed(seed)
@@ -209,8 +221,12 @@ def main() -> None:
     plot(losses, results, arguments.out / "digits_mlp.png")
     console.print(table_of(results, arguments.seeds))
     difference = statistics.mean(results["fp32"].accuracies) - statistics.mean(results["deployed"].accuracies)
-    by_seed = "; ".join(f"{name} " + ", ".join(f"{a:.2%}" for a in result.accuracies) for name, result in results.items())
-    console.print(f"deployed is {abs(difference) * 100:.2f} points {'below' if difference > 0 else 'above'} fp32 ({by_seed})")
+    by_seed = "; ".join(
+        f"{name} " + ", ".join(f"{a:.2%}" for a in result.accuracies) for name, result in results.items()
+    )
+    console.print(
+        f"deployed is {abs(difference) * 100:.2f} points {'below' if difference > 0 else 'above'} fp32 ({by_seed})"
+    )
     console.print("deployed logits equal eval logits bit for bit, also after a save and a load")
     console.print(f"checkpoint and plot: {arguments.out}/ (model.safetensors, config.json, digits_mlp.png)")
 

@@ -9,7 +9,12 @@ from hypothesis import HealthCheck, settings
 
 from bitcore.kernels import KernelRegistry
 
-settings.register_profile("bitlab", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], print_blob=True)
+settings.register_profile(
+    "bitlab",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
 settings.load_profile("bitlab")
 
 REQUIRED_KERNELS = {name for name in os.environ.get("BITLAB_REQUIRED_KERNELS", "").split(",") if name}

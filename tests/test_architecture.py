@@ -39,9 +39,14 @@ def test_imports_point_one_way(package: str) -> None:
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_no_import_circles(package: str) -> None:
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in (ROOT / package).rglob("*.py")}
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / package).rglob("*.py")
+    }
     edges = {
-        name: {found for found in imports_of(path) if found in modules and found != name and not path.stem == "__init__"}
+        name: {
+            found for found in imports_of(path) if found in modules and found != name and not path.stem == "__init__"
+        }
         for name, path in modules.items()
     }
 
@@ -71,7 +76,9 @@ def test_isa_objects_export_their_table_alone(name: str) -> None:
     built = build_extensions.OBJECTS / f"kernel_{name}.o"
     if not built.exists() or shutil.which("nm") is None:
         pytest.skip("no object file of this build here, or no nm")
-    listing = subprocess.run(["nm", "--defined-only", "--extern-only", "-C", str(built)], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["nm", "--defined-only", "--extern-only", "-C", str(built)], capture_output=True, text=True, check=True
+    )
     symbols = [line.split(maxsplit=2)[2] for line in listing.stdout.splitlines()]
     assert len(symbols) == 1, symbols
     assert symbols[0].startswith("bitlab::cpu::k")

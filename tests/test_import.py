@@ -45,5 +45,16 @@ def test_without_the_extension_everything_works_and_one_warning_says_why(tmp_pat
 
 def test_command_line_prints_what_this_machine_has() -> None:
     result = subprocess.run([sys.executable, "-m", "bitcore"], capture_output=True, text=True, check=True)
-    for word in ("bitlab:", "torch", "cpu:", "gpus:", "cpu kernels:", "bitnet_b158", "weight_only", "int8_per_tensor", "int4(128)", "chosen"):
+    for word in (
+        "bitlab:",
+        "torch",
+        "cpu:",
+        "gpus:",
+        "cpu kernels:",
+        "bitnet_b158",
+        "weight_only",
+        "int8_per_tensor",
+        "int4(128)",
+        "chosen",
+    ):
         assert word in result.stdout

@@ -1,4 +1,4 @@
-"""Kernels: how this machine computes a layer. Importing this package imports every module of it, so a new file is a new kernel."""
+"""Kernels: how this machine computes a layer. Every module here is imported, so a new file is a new kernel."""
 
 from importlib import import_module
 from pkgutil import iter_modules

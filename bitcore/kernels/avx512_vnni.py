@@ -1,4 +1,4 @@
-"""AVX-512 VNNI: 64 int8 products an instruction, weights read in place as 2-bit codes (csrc/cpu/kernel_avx512_vnni.cpp)."""
+"""AVX-512 VNNI: 64 int8 products an instruction, 2-bit codes read in place (csrc/cpu/kernel_avx512_vnni.cpp)."""
 
 from bitcore.kernels.cpu import CompiledCpuKernel
 from bitcore.kernels.registry import KernelRegistry

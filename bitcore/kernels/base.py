@@ -100,7 +100,7 @@ class BitKernelBase(ABC):
 
     @abstractmethod
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """X [..., K] float, weight [N, K] packed, bias [N] float or None -> y [..., N] in x's dtype.
+        """Maps x [..., K] float, weight [N, K] and bias [N] or None to y [..., N] in x's dtype.
 
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit; nothing has been computed.

@@ -1,4 +1,4 @@
-"""Portable C++: no intrinsics, any CPU, so that a machine without AVX-512 has a compiled path (csrc/cpu/kernel_portable.cpp)."""
+"""Portable C++: no intrinsics, any CPU (csrc/cpu/kernel_portable.cpp)."""
 
 from bitcore.kernels.cpu import CompiledCpuKernel
 from bitcore.kernels.registry import KernelRegistry

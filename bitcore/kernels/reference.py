@@ -66,5 +66,8 @@ class ReferenceKernel(BitKernelBase):
         step = EXACT_FLOAT32 // (128 * largest) - 1
         if q.shape[1] <= step:
             return q @ values.T
-        parts = [(a @ b.T).to(torch.int32) for a, b in zip(q.split(step, 1), values.split(step, 1), strict=True)]
+        parts = [
+            (a @ b.T).to(torch.int32)
+            for a, b in zip(torch.split(q, step, 1), torch.split(values, step, 1), strict=True)
+        ]
         return torch.stack(parts).sum(0, dtype=torch.int32).float()

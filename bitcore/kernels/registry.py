@@ -25,8 +25,8 @@ _forced: ContextVar[str | None] = ContextVar("bitlab_forced_kernel", default=Non
 
 
 class KernelRegistry:
-    """Every kernel by name. The decision on a request is a list of (kernel, reason), best first; choosing, explaining and failing
-    are three readings of it.
+    """Every kernel by name. The decision on a request is a list of (kernel, reason), best first; choosing, explaining
+    and failing are three readings of it.
     """
 
     _kernels: ClassVar[dict[str, type[BitKernelBase]]] = {}
@@ -39,8 +39,8 @@ class KernelRegistry:
 
     @classmethod
     def register(cls, name: str, *, priority: int = 50) -> Callable[[KernelClass], KernelClass]:
-        """Class decorator. Kernels of higher priority are asked first: 0 reference, 10 portable, 50 a user's, 60-89 CPU instruction
-        sets, 90 Triton, 100 CUDA. Running the same definition again (a notebook cell) replaces the class.
+        """Class decorator. Kernels of higher priority are asked first: 0 reference, 10 portable, 50 a user's, 60-89 CPU
+        instruction sets, 90 Triton, 100 CUDA. Running the same definition again (a notebook cell) replaces the class.
 
         Raises:
             ArgumentError: the name is taken by another class, or the class is not a BitKernelBase.
@@ -72,7 +72,7 @@ class KernelRegistry:
 
     @classmethod
     def resolve(cls, request: KernelRequest, forced: str | None = None) -> BitKernelBase:
-        """The best kernel that can serve `request`; `forced`, `use()` or BITLAB_KERNEL name the only one to ask, in this order.
+        """The best kernel that can serve `request`, or the one that `forced`, `use()` or BITLAB_KERNEL names.
 
         Raises:
             KernelNotFoundError: none can serve, or the forced one cannot: it never gives way to another.
@@ -107,7 +107,7 @@ class KernelRegistry:
 
     @classmethod
     def get_kernel_by_name(cls, name: str, config: BitQuantConfig) -> BitKernelBase:
-        """The kernel `name`. Raises KernelNotFoundError if there is none, or it cannot run here, or does not serve `config`."""
+        """The kernel `name`. Raises KernelNotFoundError if it is unknown or cannot serve `config` here."""
         cls._check_name(name)
         device_types = cls._kernels[name].device_types
         device_type = "cpu" if device_types is None or "cpu" in device_types else min(device_types)

@@ -1,4 +1,4 @@
-"""The functional form of BitLinear: training on fake-quantized values, inference on packed weights, both with gradients."""
+"""The functional form of BitLinear: training on fake-quantized values, inference on packed weights; autograd-aware."""
 
 from typing import Any
 
@@ -33,10 +33,10 @@ def forward(
         weight: [N, K], floating point. Needed in training.
         bias: [N] or None.
         quant_config: BitNet b1.58 if None.
-        training: True multiplies fake-quantized values in floating point; gradients go through quantization unchanged (STE).
-            False runs the best kernel for x's device and dtype on packed weights.
-        qweight: for inference, in place of `weight`: int8 values [N, K] as `prepare_weights` gives, packed at every call, or uint8
-            [N, bytes] as bitcore.packing gives, read in place.
+        training: True multiplies fake-quantized values in floating point; gradients go through quantization unchanged
+            (STE). False runs the best kernel for x's device and dtype on packed weights.
+        qweight: for inference, in place of `weight`: int8 values [N, K] as `prepare_weights` gives, packed at every
+            call, or uint8 [N, bytes] as bitcore.packing gives, read in place.
         qweight_scale: float32 scale of `qweight`.
         qweight_zero_point: int8 zero point of `qweight`, for int4 weights that have one.
 

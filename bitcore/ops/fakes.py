@@ -1,4 +1,4 @@
-"""Fake (meta) versions of the compiled operators: shapes and dtypes without data, for torch.compile and torch.export."""
+"""Fake (meta) versions of the compiled operators: shapes without data, for torch.compile and torch.export."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ def ternary_linear(
     in_features: int,
     mode: int,
 ) -> Tensor:
-    """X [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
-    torch._check(x.device == weight_packed.device, lambda: f"x is on {x.device}, the weight on {weight_packed.device}")
-    torch._check(x.dim() >= 1 and x.shape[-1] == in_features, lambda: f"x must have in_features = {in_features} as its last size")
+    """Maps x [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
+    if x.device != weight_packed.device or x.dim() == 0 or x.shape[-1] != in_features:
+        raise RuntimeError("x must be on weight_packed's device and have in_features as its last size")
     return x.new_empty(*x.shape[:-1], weight_packed.shape[0])
 
 

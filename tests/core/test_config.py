@@ -26,7 +26,11 @@ def configs(draw: st.DrawFn) -> BitQuantConfig:
 def test_default_is_bitnet_b158() -> None:
     config = BitQuantConfig()
     assert config == BitQuantConfig.bitnet_b158()
-    assert (config.weight_dtype, config.weight_granularity, config.weight_quantizer) == ("ternary", "per_tensor", "absmean")
+    assert (config.weight_dtype, config.weight_granularity, config.weight_quantizer) == (
+        "ternary",
+        "per_tensor",
+        "absmean",
+    )
     assert (config.activation_dtype, config.activation_granularity) == ("int8", "per_token")
     assert (config.threshold_factor, config.group_size, config.storage_format) == (0.05, 128, "2bit")
 
@@ -48,7 +52,12 @@ def test_presets() -> None:
     assert BitQuantConfig.weight_only().activation_dtype == "float32"
     assert BitQuantConfig.int8_per_tensor().activation_granularity == "per_tensor"
     int4 = BitQuantConfig.int4(64)
-    assert (int4.weight_dtype, int4.weight_granularity, int4.group_size, int4.weight_quantizer) == ("int4", "per_group", 64, "absmax")
+    assert (int4.weight_dtype, int4.weight_granularity, int4.group_size, int4.weight_quantizer) == (
+        "int4",
+        "per_group",
+        64,
+        "absmax",
+    )
 
 
 def test_older_name_of_per_token_is_read() -> None:
@@ -74,7 +83,10 @@ def test_misspelt_field_names_the_field_and_a_near_one() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight_dtype": "int4", "weight_quantizer": "absmean"}, "weight_quantizer is absmean, expected one of absmax, minmax"),
+        (
+            {"weight_dtype": "int4", "weight_quantizer": "absmean"},
+            "weight_quantizer is absmean, expected one of absmax, minmax",
+        ),
         ({"weight_quantizer": "absmax"}, "weight_quantizer is absmax, expected one of absmean, absmedian, threshold"),
         ({"weight_dtype": "int4", "storage_format": "base3"}, "storage_format is base3, which stores ternary weights"),
         ({"threshold_factor": 1.5}, "threshold_factor"),

@@ -11,7 +11,9 @@ SIZES = st.tuples(st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**31))
 
 
 def random_integers(low: int, high: int, rows: int, columns: int, seed: int) -> torch.Tensor:
-    return torch.randint(low, high + 1, (rows, columns), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        low, high + 1, (rows, columns), dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("storage_format", ["2bit", "base3"])
@@ -69,7 +71,9 @@ def test_float_and_strided_weights_pack() -> None:
 def test_code_3_is_refused_with_its_place() -> None:
     packed = pack_ternary(torch.zeros(3, 16, dtype=torch.int8))
     packed[1, 2] |= 0b110000
-    with pytest.raises(QuantizationError, match=r"packed is \d+ at \[1, 2\], a code of 3, expected ternary weights in 2bit"):
+    with pytest.raises(
+        QuantizationError, match=r"packed is \d+ at \[1, 2\], a code of 3, expected ternary weights in 2bit"
+    ):
         unpack_ternary(packed, 16)
 
 
@@ -102,7 +106,9 @@ def test_what_is_not_ternary_is_refused(weights: torch.Tensor, error: type[Excep
 
 def test_wrong_packed_tensors_are_refused() -> None:
     packed = pack_ternary(torch.zeros(3, 16, dtype=torch.int8))
-    with pytest.raises(ShapeError, match=r"packed is of shape \[3, 4\], expected \[out_features, 5\] for in_features 17"):
+    with pytest.raises(
+        ShapeError, match=r"packed is of shape \[3, 4\], expected \[out_features, 5\] for in_features 17"
+    ):
         unpack_ternary(packed, 17)
     with pytest.raises(DtypeError, match=r"packed is torch.int32, expected torch.uint8"):
         unpack_ternary(packed.int(), 16)

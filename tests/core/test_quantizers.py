@@ -22,7 +22,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 GRANULARITIES = ["per_tensor", "per_channel", "per_group"]
 
 
-def groups_of(weight: Tensor, granularity: str, group_size: int) -> list[tuple[Tensor, tuple[slice, slice], tuple[int, ...]]]:
+def groups_of(
+    weight: Tensor, granularity: str, group_size: int
+) -> list[tuple[Tensor, tuple[slice, slice], tuple[int, ...]]]:
     """(values, where they are, where their scale is) of every group that shares a scale."""
     everything = slice(None)
     if granularity == "per_tensor":
@@ -52,7 +54,9 @@ def test_ternary_equals_its_definition(rule: str, granularity: str, dtype: torch
             expected = torch.where(size > 0.3 * expected_scale, values.sign(), 0)
         else:
             # The scale may differ from the float64 one by rounding; with the scale as given, the integers are exact.
-            center = size.double().mean() if rule == "absmean" else size.flatten().sort().values[(size.numel() - 1) // 2]
+            center = (
+                size.double().mean() if rule == "absmean" else size.flatten().sort().values[(size.numel() - 1) // 2]
+            )
             expected_scale = center.clamp(min=1e-5).float()
             expected = (values * (1 / scale[scale_place])).round().clamp(-1, 1)
         torch.testing.assert_close(scale[scale_place], expected_scale, rtol=1e-6, atol=0)
@@ -60,7 +64,9 @@ def test_ternary_equals_its_definition(rule: str, granularity: str, dtype: torch
 
 
 def test_absmean_is_the_published_rule() -> None:
-    """The integers of BitNet b1.58's reference code: `(w * (1.0 / w.abs().mean().clamp_(min=1e-5))).round().clamp_(-1, 1)`."""
+    """The integers of BitNet b1.58's reference code: `(w * (1.0 / w.abs().mean().clamp_(min=1e-5))).round().clamp_(-1,
+    1)`.
+    """
     weight = torch.randn(64, 64)
     inverse = 1.0 / weight.abs().mean().clamp_(min=1e-5)
     assert torch.equal(ternary_quantize(weight)[0].float(), (weight * inverse).round().clamp_(-1, 1))
@@ -82,14 +88,18 @@ def test_int4_symmetric(granularity: str) -> None:
 @pytest.mark.parametrize("shift", [-2.0, 0.0, 5.0])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_int4_with_zero_point(granularity: str, shift: float) -> None:
-    config = BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity=granularity, group_size=16)
+    config = BitQuantConfig(
+        weight_dtype="int4", weight_quantizer="minmax", weight_granularity=granularity, group_size=16
+    )
     weight = torch.rand(5, 40) + shift
     weight[:, 3] = 0.0
     values, scale, zero_point = Int4Quantizer(config).quantize(weight)
     restored = Int4Quantizer(config).dequantize(values, scale, zero_point)
     assert torch.equal(restored[:, 3], torch.zeros(5))  # 0.0 is exact
     largest_scale = scale.max()
-    assert (restored - weight).abs().max() <= largest_scale * 1.01  # half a step, and as much for the zero point's rounding
+    assert (
+        restored - weight
+    ).abs().max() <= largest_scale * 1.01  # half a step, and as much for the zero point's rounding
     assert zero_point.dtype == torch.int8
     assert zero_point.shape == scale.shape
 
@@ -99,7 +109,9 @@ def test_dequantize_is_value_times_scale() -> None:
     assert torch.equal(dequantize(ternary, scale), ternary.float() * scale[:, None])
 
 
-@pytest.mark.parametrize("config", [BitQuantConfig(), BitQuantConfig(weight_quantizer="threshold"), BitQuantConfig.int4(4)], ids=str)
+@pytest.mark.parametrize(
+    "config", [BitQuantConfig(), BitQuantConfig(weight_quantizer="threshold"), BitQuantConfig.int4(4)], ids=str
+)
 def test_rows_of_zeros_and_empty_weights(config: BitQuantConfig) -> None:
     values, scale, _ = quantizer_for(config).quantize_weight(torch.zeros(3, 10))
     assert not values.any()
@@ -156,7 +168,9 @@ def test_ste_passes_gradients_to_the_weight_unchanged() -> None:
     assert torch.equal(weight.grad, gradient)
 
 
-@pytest.mark.parametrize("config", [BitQuantConfig(), BitQuantConfig.int4(4), BitQuantConfig(weight_quantizer="threshold")], ids=str)
+@pytest.mark.parametrize(
+    "config", [BitQuantConfig(), BitQuantConfig.int4(4), BitQuantConfig(weight_quantizer="threshold")], ids=str
+)
 def test_fake_quantize_is_the_identity_backwards(config: BitQuantConfig) -> None:
     weight = torch.randn(4, 5, requires_grad=True)
     quantizer = quantizer_for(config)

@@ -24,16 +24,30 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pytest.skip("no Python on this page")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(KernelRegistry, "_kernels", dict(KernelRegistry._kernels))
-    for module, registry in (("bitlayers.registry.LAYER_REGISTRY", LAYER_REGISTRY), ("bitmodels.registry.MODEL_REGISTRY", MODEL_REGISTRY)):
+    for module, registry in (
+        ("bitlayers.registry.LAYER_REGISTRY", LAYER_REGISTRY),
+        ("bitmodels.registry.MODEL_REGISTRY", MODEL_REGISTRY),
+    ):
         monkeypatch.setattr(module, dict(registry))
     namespace: dict[str, object] = {"__name__": f"page_{page.stem}"}
     for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)  # noqa: S102
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
     KernelRegistry.registrations += 1
 
 
 def test_digits_mlp(tmp_path: Path) -> None:
-    command = [sys.executable, "examples/digits_mlp.py", "--seeds", "1", "--epochs", "6", "--hidden", "64", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "examples/digits_mlp.py",
+        "--seeds",
+        "1",
+        "--epochs",
+        "6",
+        "--hidden",
+        "64",
+        "--out",
+        str(tmp_path),
+    ]
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "deployed logits equal eval logits bit for bit" in result.stdout
@@ -44,7 +58,13 @@ def test_digits_mlp(tmp_path: Path) -> None:
 
 
 def test_digits_mlp_refuses_nonsense() -> None:
-    result = subprocess.run([sys.executable, "examples/digits_mlp.py", "--epochs", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "examples/digits_mlp.py", "--epochs", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2
     assert "--epochs" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,6 @@
-"""Every kernel that the registry knows equals the reference bit for bit; the reference equals the definition, written out slowly."""
+"""Every kernel that the registry knows equals the reference bit for bit; the reference equals the definition, written
+out slowly.
+"""
 
 import math
 
@@ -31,9 +33,15 @@ every_compiled_kernel = pytest.mark.parametrize("kernel_class", COMPILED, indire
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
 
 
-def serve(kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype = torch.float32) -> BitKernelBase:
+def serve(
+    kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype = torch.float32
+) -> BitKernelBase:
     """The kernel for `config` on its own device, or a skip with its reason."""
-    device_type = "cpu" if kernel_class.device_types is None or "cpu" in kernel_class.device_types else min(kernel_class.device_types)
+    device_type = (
+        "cpu"
+        if kernel_class.device_types is None or "cpu" in kernel_class.device_types
+        else min(kernel_class.device_types)
+    )
     reason = kernel_class.unsupported_reason(KernelRequest(config, device_type, dtype))
     if reason is not None:
         pytest.skip(reason)
@@ -90,7 +98,9 @@ def test_reference_equals_the_definition(config: BitQuantConfig, dtype: torch.dt
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 @pytest.mark.parametrize("weight_dtype", ["ternary", "int4"])
 def test_reference_with_float_activations(weight_dtype: str, granularity: str) -> None:
-    config = BitQuantConfig(weight_dtype=weight_dtype, weight_granularity=granularity, group_size=16, activation_dtype="float32")
+    config = BitQuantConfig(
+        weight_dtype=weight_dtype, weight_granularity=granularity, group_size=16, activation_dtype="float32"
+    )
     weight = random_weight(6, 50, config)
     x, bias = torch.randn(4, 50), torch.randn(6)
     scale = weight.scale.repeat_interleave(16, 1)[:, :50] if granularity == "per_group" else weight.scale.reshape(-1, 1)
@@ -101,7 +111,9 @@ def test_reference_with_float_activations(weight_dtype: str, granularity: str) -
 @every_kernel
 @every_config
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equals_reference_at_its_edges(kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype) -> None:
+def test_equals_reference_at_its_edges(
+    kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype
+) -> None:
     kernel = serve(kernel_class, config, dtype)
     reference = ReferenceKernel(config)
     for in_features in (1, 3, 5, 64, 200, *kernel_class.test_in_features):
@@ -158,16 +170,24 @@ def test_extreme_values_do_not_saturate(
     config = BitQuantConfig()
     sign = {"lowest": -torch.ones(rows, in_features), "highest": torch.ones(rows, in_features)}
     x = sign.get(activation, torch.randint(0, 2, (rows, in_features)) * 2.0 - 1) * 3.7
-    ternary = torch.full((5, in_features), weight) if isinstance(weight, int) else torch.randint(0, 2, (5, in_features)) * 2 - 1
+    ternary = (
+        torch.full((5, in_features), weight)
+        if isinstance(weight, int)
+        else torch.randint(0, 2, (5, in_features)) * 2 - 1
+    )
     packed = PackedWeight(pack_ternary(ternary), torch.tensor([0.5]), None, in_features)
     assert_same(kernel_class(config).linear(x, packed), ReferenceKernel(config).linear(x, packed))
 
 
 @every_compiled_kernel
 def test_the_widest_layer_is_exact(kernel_class: type[BitKernelBase]) -> None:
-    """in_features = 2**23 with all codes 2 and all activations extreme: the sum of u * q reaches -2**31 or nearly 2**31."""
+    """in_features = 2**23 with all codes 2 and all activations extreme: the sum of u * q reaches -2**31 or nearly
+    2**31.
+    """
     config, in_features = BitQuantConfig(), 2**23
-    packed = PackedWeight(torch.full((2, in_features // 4), 0b10101010, dtype=torch.uint8), torch.ones(1), None, in_features)
+    packed = PackedWeight(
+        torch.full((2, in_features // 4), 0b10101010, dtype=torch.uint8), torch.ones(1), None, in_features
+    )
     for value in (1.0, -1.0):
         y = kernel_class(config).linear(torch.full((1, in_features), value), packed)
         assert_same(y, torch.full((1, 2), value * 127 * in_features * (torch.tensor(1.0) / 127).item()))
@@ -211,7 +231,9 @@ def test_empty_inputs_give_empty_outputs(kernel_class: type[BitKernelBase], conf
 @every_compiled_kernel
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_and_inf_are_those_of_the_reference(kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype) -> None:
+def test_nan_and_inf_are_those_of_the_reference(
+    kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype
+) -> None:
     weight = random_weight(7, 70, config)
     bias = torch.randn(7)
     for bad in (math.nan, math.inf, -math.inf):
@@ -220,7 +242,9 @@ def test_nan_and_inf_are_those_of_the_reference(kernel_class: type[BitKernelBase
         y = kernel_class(config).linear(x, weight, bias)
         assert_same(y, ReferenceKernel(config).linear(x, weight, bias))
         spoilt = y.isnan().all(1).tolist()
-        assert spoilt == ([True] * 5 if config.activation_granularity == "per_tensor" else [False, False, True, False, False])
+        assert spoilt == (
+            [True] * 5 if config.activation_granularity == "per_tensor" else [False, False, True, False, False]
+        )
         assert y.isnan().any(1).tolist() == spoilt
 
 

@@ -51,7 +51,10 @@ def test_reference_serves_what_no_other_does() -> None:
 def test_compiled_kernels_come_before_the_reference() -> None:
     names = KernelRegistry.list_available_kernels()
     assert names[-1] == "reference"
-    assert type(KernelRegistry.get_kernel_for_config(CONFIG, device="cpu")).__name__ == KernelRegistry._kernels[names[0]].__name__
+    assert (
+        type(KernelRegistry.get_kernel_for_config(CONFIG, device="cpu")).__name__
+        == KernelRegistry._kernels[names[0]].__name__
+    )
     assert KernelRegistry.get_kernel_for_config(CONFIG).has_cpp_backend == (len(names) > 1)
 
 
@@ -61,14 +64,21 @@ def test_no_two_kernels_share_a_priority() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    for ask in (lambda: KernelRegistry.get_kernel_by_name("avx51", CONFIG), lambda: KernelRegistry.use("avx51").__enter__()):
-        with pytest.raises(KernelNotFoundError, match="no kernel is named 'avx51'; there are avx512_vnni, portable, reference"):
+    for ask in (
+        lambda: KernelRegistry.get_kernel_by_name("avx51", CONFIG),
+        lambda: KernelRegistry.use("avx51").__enter__(),
+    ):
+        with pytest.raises(
+            KernelNotFoundError, match="no kernel is named 'avx51'; there are avx512_vnni, portable, reference"
+        ):
             ask()
 
 
 def test_forced_kernel_never_gives_way() -> None:
     config = BitQuantConfig.int4()
-    with pytest.raises(KernelNotFoundError, match=r"only kernel 'portable' was asked[\s\S]*weight_dtype is int4, serves ternary"):
+    with pytest.raises(
+        KernelNotFoundError, match=r"only kernel 'portable' was asked[\s\S]*weight_dtype is int4, serves ternary"
+    ):
         KernelRegistry.get_kernel_by_name("portable", config)
     with KernelRegistry.use("portable"), pytest.raises(KernelNotFoundError, match="portable"):
         KernelRegistry.get_kernel_for_config(config)
@@ -114,7 +124,9 @@ def test_a_kernel_registered_later_is_found_at_once(own_registry: None) -> None:
 
 
 def test_taken_names_and_foreign_classes_are_refused(own_registry: None) -> None:
-    with pytest.raises(ArgumentError, match=r"name is 'reference', expected another name: it is taken by .*ReferenceKernel"):
+    with pytest.raises(
+        ArgumentError, match=r"name is 'reference', expected another name: it is taken by .*ReferenceKernel"
+    ):
         KernelRegistry.register("reference", priority=3)(CountingKernel)
     with pytest.raises(ArgumentError, match="expected a subclass of BitKernelBase"):
         KernelRegistry.register("other", priority=3)(dict)  # type: ignore[type-var]
@@ -159,9 +171,12 @@ def test_too_wide_layers_are_refused_with_the_reason() -> None:
 def test_environment_variable_forces_a_process() -> None:
     code = "from bitlayers import BitLinear; print(BitLinear(8, 8).deploy().kernel.name)"
     environment = {**os.environ, "BITLAB_KERNEL": "reference"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout == "reference\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        == "reference\n"
+    )
     environment["BITLAB_KERNEL"] = "nonsense"
-    code = "import bitcore.kernels as k; from bitcore import BitQuantConfig; k.KernelRegistry.get_kernel_for_config(BitQuantConfig())"
+    code = "from bitlayers import BitLinear; BitLinear(8, 8).deploy().kernel"
     failed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "no kernel is named 'nonsense'" in failed.stderr
 
@@ -169,7 +184,9 @@ def test_environment_variable_forces_a_process() -> None:
 def test_a_machine_without_the_extension_warns_once_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extensions, "why_missing", lambda: "not built: no C++ compiler was found")
     extensions.warn_that_missing.cache_clear()
-    with pytest.warns(ExtensionWarning, match=r"no C\+\+ compiler was found.*reference kernel serves.*build_extensions.py") as warned:
+    with pytest.warns(
+        ExtensionWarning, match=r"no C\+\+ compiler was found.*reference kernel serves.*build_extensions.py"
+    ) as warned:
         assert KernelRegistry.get_kernel_for_config(CONFIG).name == "reference"
         assert KernelRegistry.get_kernel_for_config(CONFIG).name == "reference"
     assert len(warned) == 1
@@ -182,7 +199,9 @@ def test_a_cpu_without_the_instructions_gets_the_portable_kernel(monkeypatch: py
     if extensions.why_missing():
         pytest.skip(str(extensions.why_missing()))
     real = cpu._why_not_here
-    monkeypatch.setattr(cpu, "_why_not_here", lambda name: "this CPU lacks avx512f" if name == "avx512_vnni" else real(name))
+    monkeypatch.setattr(
+        cpu, "_why_not_here", lambda name: "this CPU lacks avx512f" if name == "avx512_vnni" else real(name)
+    )
     assert KernelRegistry.get_kernel_for_config(CONFIG).name == "portable"
     assert "this CPU lacks avx512f" in KernelRegistry.explain(CONFIG)
     with pytest.raises(KernelNotFoundError, match="this CPU lacks avx512f"):
@@ -190,7 +209,10 @@ def test_a_cpu_without_the_instructions_gets_the_portable_kernel(monkeypatch: py
 
 
 def test_plugins_are_loaded_and_their_failures_shown(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins = [EntryPoint("good", "json:dumps", "bitlab.kernels"), EntryPoint("bad", "no_such_module:x", "bitlab.kernels")]
+    plugins = [
+        EntryPoint("good", "json:dumps", "bitlab.kernels"),
+        EntryPoint("bad", "no_such_module:x", "bitlab.kernels"),
+    ]
     monkeypatch.setattr(registry, "entry_points", lambda group: plugins if group == "bitlab.kernels" else [])
     monkeypatch.setattr(KernelRegistry, "_plugins_loaded", False)
     table = KernelRegistry.explain(CONFIG)

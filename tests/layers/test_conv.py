@@ -12,7 +12,15 @@ from bitlayers import BitConv2d
 SHAPES = [
     {"in_channels": 3, "out_channels": 5, "kernel_size": 3},
     {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 2), "stride": 2, "padding": 1, "groups": 2},
-    {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "dilation": 2, "padding": "same", "groups": 4, "bias": False},
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "kernel_size": 3,
+        "dilation": 2,
+        "padding": "same",
+        "groups": 4,
+        "bias": False,
+    },
     {"in_channels": 2, "out_channels": 3, "kernel_size": 2, "padding": (1, 2), "padding_mode": "circular"},
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -34,7 +42,11 @@ def test_float_activations_equal_a_convolution(shape: dict[str, object], granula
 
 
 @every_shape
-@pytest.mark.parametrize("config", [BitQuantConfig(), BitQuantConfig(weight_granularity="per_channel"), BitQuantConfig.int8_per_tensor()], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [BitQuantConfig(), BitQuantConfig(weight_granularity="per_channel"), BitQuantConfig.int8_per_tensor()],
+    ids=str,
+)
 def test_train_eval_and_deploy_compute_one_function(shape: dict[str, object], config: BitQuantConfig) -> None:
     layer = BitConv2d(**shape, quant_config=config)  # type: ignore[arg-type]
     x = torch.randn(2, layer.in_channels, 9, 8)

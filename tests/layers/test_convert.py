@@ -78,7 +78,10 @@ def test_tied_weights_and_shared_modules_stay_so() -> None:
 def test_one_layer_and_nothing_to_convert() -> None:
     assert type(convert(nn.Linear(3, 2))) is BitLinear
     assert type(convert(nn.Conv2d(3, 2, 1))) is BitConv2d
-    with pytest.raises(ArgumentError, match="made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding, Linear"):
+    with pytest.raises(
+        ArgumentError,
+        match="made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding, Linear",
+    ):
         convert(nn.Sequential(nn.ReLU()))
     with pytest.raises(ArgumentError):
         convert(convert(nn.Sequential(nn.Linear(3, 2))))

@@ -42,6 +42,6 @@ def test_from_dense_and_wrong_indices() -> None:
     layer = BitEmbedding.from_dense(dense, copy=False)
     assert layer.weight is dense.weight
     assert layer.padding_idx == 1
-    with pytest.raises(DtypeError, match="indices is torch.float32, expected an integer dtype"):
+    with pytest.raises(DtypeError, match=r"indices is torch\.float32, expected an integer dtype"):
         layer(torch.zeros(2))
     assert layer.deploy()(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 3, 4)

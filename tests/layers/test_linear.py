@@ -95,7 +95,9 @@ def test_a_step_of_training_learns() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("change", ["optimizer", "no_grad copy", "load_state_dict", "new Parameter", "data swap", "eval() after .data"])
+@pytest.mark.parametrize(
+    "change", ["optimizer", "no_grad copy", "load_state_dict", "new Parameter", "data swap", "eval() after .data"]
+)
 def test_eval_notices_that_the_master_changed(change: str) -> None:
     layer = BitLinear(20, 6).eval()
     x = torch.randn(3, 20)

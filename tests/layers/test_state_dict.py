@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from bitcore import BitQuantConfig, CheckpointError
 from bitlayers import BitConv2d, BitEmbedding, BitLinear, deploy
 
-CONFIGS = [BitQuantConfig(), BitQuantConfig(storage_format="base3"), BitQuantConfig.int4(8), BitQuantConfig(weight_granularity="per_channel")]
+CONFIGS = [
+    BitQuantConfig(),
+    BitQuantConfig(storage_format="base3"),
+    BitQuantConfig.int4(8),
+    BitQuantConfig(weight_granularity="per_channel"),
+]
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -58,7 +63,7 @@ def test_packed_into_training_is_refused() -> None:
         layer.load_state_dict(packed)
     assert_unchanged(layer, before)
     model = nn.Sequential(nn.ReLU(), BitLinear(20, 6))
-    with pytest.raises(CheckpointError, match="1.weight_packed is a deployed layer's state, expected 1.weight"):
+    with pytest.raises(CheckpointError, match=r"1\.weight_packed is a deployed layer's state, expected 1\.weight"):
         model.load_state_dict({f"1.{name}": tensor for name, tensor in packed.items()})
 
 

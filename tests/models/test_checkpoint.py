@@ -25,7 +25,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("deployed", [False, True])
-@pytest.mark.parametrize("quant_config", [BitQuantConfig(), BitQuantConfig(storage_format="base3"), BitQuantConfig.int4(8)], ids=str)
+@pytest.mark.parametrize(
+    "quant_config", [BitQuantConfig(), BitQuantConfig(storage_format="base3"), BitQuantConfig.int4(8)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_round_trip(tmp_path: Path, deployed: bool, quant_config: BitQuantConfig, dtype: torch.dtype) -> None:
     model = BitMLPModel(CONFIG, quant_config).to(dtype).eval()
@@ -65,7 +67,9 @@ def test_truncated_weights_are_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("contents", [None, b"", b"\x00" * 64, b"\xff" * 64, b"{", b"[]", (2**63).to_bytes(8, "little") + b"{}"])
+@pytest.mark.parametrize(
+    "contents", [None, b"", b"\x00" * 64, b"\xff" * 64, b"{", b"[]", (2**63).to_bytes(8, "little") + b"{}"]
+)
 def test_missing_and_garbage_files_are_refused(saved: Path, file: str, contents: bytes | None) -> None:
     if contents is None:
         (saved / file).unlink()
@@ -98,7 +102,7 @@ def test_missing_tensors_are_refused(saved: Path) -> None:
 
 def test_configs_that_do_not_fit_are_refused(saved: Path) -> None:
     edit(saved, model_type="no such model")
-    with pytest.raises(ModelNotFoundError, match="no model is named 'no such model'; there are .*mlp"):
+    with pytest.raises(ModelNotFoundError, match=r"no model is named 'no such model'; there are .*mlp"):
         AutoBitModel.from_pretrained(saved)
     edit(saved, model_type="mlp", config={"hidden_dims": 3})
     with pytest.raises(CheckpointError, match="hidden_dims"):
@@ -110,7 +114,7 @@ def test_configs_that_do_not_fit_are_refused(saved: Path) -> None:
 
 def test_a_config_that_asks_for_terabytes_allocates_nothing(saved: Path) -> None:
     edit(saved, config={**CONFIG.model_dump(), "hidden_dim": 2**22, "in_channels": 2**22})
-    with pytest.raises(CheckpointError, match="layers.0.weight_packed is of shape"):
+    with pytest.raises(CheckpointError, match=r"layers.0.weight_packed is of shape"):
         AutoBitModel.from_pretrained(saved)
 
 

@@ -21,7 +21,12 @@ def test_quant_config_is_used(quant_config: BitQuantConfig | None) -> None:
 def test_first_and_last_layer_in_full_precision(first: bool, last: bool) -> None:
     model = BitMLPModel(BitMLPConfig(n_layers=4, full_precision_first=first, full_precision_last=last))
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    assert [type(linear) for linear in linears] == [nn.Linear if first else BitLinear, BitLinear, BitLinear, nn.Linear if last else BitLinear]
+    assert [type(linear) for linear in linears] == [
+        nn.Linear if first else BitLinear,
+        BitLinear,
+        BitLinear,
+        nn.Linear if last else BitLinear,
+    ]
     assert [linear.in_features for linear in linears] == [256, 128, 128, 128]
 
 

@@ -1,5 +1,5 @@
-// The operators of the CPU kernels, registered through LibTorch's stable ABI: one build serves every Python and every torch >= 2.10.
-// Arguments are checked here once more than in Python, so that no call can read outside its tensors.
+// The operators of the CPU kernels, registered through LibTorch's stable ABI: one build serves every Python and every
+// torch >= 2.10. Arguments are checked here once more than in Python, so that no call can read outside its tensors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,8 +17,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 namespace cpu = bitlab::cpu;
 
-// Plain strings: STD_TORCH_CHECK formats with streams, which crash in a library that links the C++ runtime statically. The Python
-// side finds out which argument was what.
+// Plain strings: STD_TORCH_CHECK formats with streams, which crash in a library that links the C++ runtime statically.
+// The Python side finds out which argument was what.
 void require(bool condition, const char* message) {
   if (!condition) throw std::runtime_error(message);
 }
@@ -53,8 +53,8 @@ std::optional<int64_t> row_stride(const Tensor& x) {
   return stride;
 }
 
-// An uninitialized contiguous tensor with x's sizes but for the last, x's dtype, on the CPU. Through the C interface, because
-// torch::stable::new_empty takes 0.8 us longer, a fifth of the call of a small layer.
+// An uninitialized contiguous tensor with x's sizes but for the last, x's dtype, on the CPU. Through the C interface,
+// because torch::stable::new_empty takes 0.8 us longer, a fifth of the call of a small layer.
 Tensor empty_output(const Tensor& x, int64_t last_size) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = last_size;
@@ -63,7 +63,8 @@ Tensor empty_output(const Tensor& x, int64_t last_size) {
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -72,13 +73,15 @@ std::vector<float> as_float32(const Tensor& vector) {
   const auto* values = static_cast<const uint16_t*>(vector.const_data_ptr());
   const bool bfloat16 = vector.scalar_type() == ScalarType::BFloat16;
   std::vector<float> result(static_cast<size_t>(vector.numel()));
-  for (size_t i = 0; i < result.size(); ++i) result[i] = bfloat16 ? cpu::from_bfloat16(values[i]) : cpu::from_float16(values[i]);
+  for (size_t i = 0; i < result.size(); ++i)
+    result[i] = bfloat16 ? cpu::from_bfloat16(values[i]) : cpu::from_float16(values[i]);
   return result;
 }
 
-// `mode` is one integer for two, because each costs 0.2 us a call: 2 * kernel + (1 if activations have one scale for the tensor).
-Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor& weight_scale, const std::optional<Tensor>& bias,
-                      int64_t in_features, int64_t mode) {
+// `mode` is one integer for two, because each costs 0.2 us a call: 2 * kernel + (1 if activations have one scale for
+// the tensor).
+Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor& weight_scale,
+                      const std::optional<Tensor>& bias, int64_t in_features, int64_t mode) {
   const ScalarType type = x.scalar_type();
   require(0 <= mode && mode < 2 * cpu::kernel_count(), "mode names no kernel of this build");
   const cpu::Kernel& kernel = cpu::kernel_at(static_cast<int>(mode / 2));
@@ -114,7 +117,9 @@ Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor
       .weight = static_cast<const uint8_t*>(weight_packed.const_data_ptr()),
       .weight_scale = static_cast<const float*>(weight_scale.const_data_ptr()),
       .weight_scale_step = weight_scale.size(0) == 1 ? 0 : 1,
-      .bias = convert_bias ? bias_float32.data() : bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+      .bias = convert_bias ? bias_float32.data()
+              : bias       ? static_cast<const float*>(bias->const_data_ptr())
+                           : nullptr,
       .per_tensor = mode % 2 == 1,
       .y = y.mutable_data_ptr(),
   };

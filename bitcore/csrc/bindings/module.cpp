@@ -36,5 +36,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Facts of this CPU and of the compiled CPU kernels.";
   m.def("cpu_features", [] { return names_of(cpu::cpu_features()); }, "Features of this CPU that kernels ask for.");
   m.def("kernel_names", &kernel_names, "Kernels of this build, best first; the index goes into the operators' `mode`.");
-  m.def("missing_features", &missing_features, pybind11::arg("kernel"), "Features that a kernel needs and this CPU lacks.");
+  m.def("missing_features", &missing_features, pybind11::arg("kernel"),
+        "Features that a kernel needs and this CPU lacks.");
 }

@@ -23,20 +23,16 @@ constexpr uint64_t kFeatureNeonDotprod = 1u << 9;
 constexpr uint64_t kFeatureNeonI8mm = 1u << 10;
 
 constexpr CpuFeature kCpuFeatures[] = {
-    {"avx2", kFeatureAvx2},
-    {"fma", kFeatureFma},
-    {"f16c", kFeatureF16c},
-    {"avx_vnni", kFeatureAvxVnni},
-    {"avx512f", kFeatureAvx512f},
-    {"avx512bw", kFeatureAvx512bw},
-    {"avx512vl", kFeatureAvx512vl},
-    {"avx512_vnni", kFeatureAvx512Vnni},
-    {"neon", kFeatureNeon},
-    {"asimddp", kFeatureNeonDotprod},
+    {"avx2", kFeatureAvx2},         {"fma", kFeatureFma},
+    {"f16c", kFeatureF16c},         {"avx_vnni", kFeatureAvxVnni},
+    {"avx512f", kFeatureAvx512f},   {"avx512bw", kFeatureAvx512bw},
+    {"avx512vl", kFeatureAvx512vl}, {"avx512_vnni", kFeatureAvx512Vnni},
+    {"neon", kFeatureNeon},         {"asimddp", kFeatureNeonDotprod},
     {"i8mm", kFeatureNeonI8mm},
 };
 
-// The features of the CPU that calls, asked once. A vector extension counts only if the operating system saves its registers.
+// The features of the CPU that calls, asked once. A vector extension counts only if the operating system saves its
+// registers.
 uint64_t cpu_features();
 
 }  // namespace bitlab::cpu

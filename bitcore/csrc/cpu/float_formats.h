@@ -1,5 +1,5 @@
-// bfloat16 and float16 to float32 and back, to nearest even, in plain C++. Baseline flags only: files with instruction set flags
-// use their own instructions.
+// bfloat16 and float16 to float32 and back, to nearest even, in plain C++. Baseline flags only: files with instruction
+// set flags use their own instructions.
 #pragma once
 
 #include <stdint.h>
@@ -31,7 +31,8 @@ inline float from_float16(uint16_t value) {
   const uint32_t sign = static_cast<uint32_t>(value & 0x8000) << 16;
   const uint32_t magnitude = value & 0x7fff;
   if (magnitude >= 0x7c00) return float_of(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);  // Inf, NaN
-  // Read with float32's exponent field, the value is 2**-112 of itself; the multiplication is exact, denormals included.
+  // Read with float32's exponent field, the value is 2**-112 of itself; the multiplication is exact, denormals
+  // included.
   return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
 }
 
@@ -41,7 +42,7 @@ inline uint16_t to_float16(float value) {
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // from 65520 on: Inf
-  if (magnitude < 0x38800000) {                                             // below 2**-14: a denormal
+  if (magnitude < 0x38800000) {                                              // below 2**-14: a denormal
     // Adding 0.5 puts the unit in the last place of float16's denormals, 2**-24, at the last bit of float32's mantissa.
     return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
   }

@@ -18,20 +18,22 @@ enum class Dtype : int { kFloat32, kBFloat16, kFloat16 };
 constexpr int64_t kPlaneAlignment = 64;
 
 struct Kernel {
-  const char* name;         // also the name of the Python kernel
-  uint64_t required;        // bits of cpu_features.h, all needed
-  int64_t token_tile;       // most tokens in one call of matmul
+  const char* name;    // also the name of the Python kernel
+  uint64_t required;   // bits of cpu_features.h, all needed
+  int64_t token_tile;  // most tokens in one call of matmul
 
   // The bits of max(abs(x[0..k))), a float32 with its sign cleared. As integers NaN > Inf > every finite value, so one
   // comparison with 0x7f800000 afterwards tells whether the row is finite.
   uint32_t (*absmax_bits)(const void* x, Dtype dtype, int64_t k);
 
-  // x_q [4, plane] = saturate_int8(rint(x * inverse_scale)), rounded half to even, padded with zeros; returns the sum of x_q.
+  // x_q [4, plane] = saturate_int8(rint(x * inverse_scale)), rounded half to even, padded with zeros; returns the sum
+  // of x_q.
   int32_t (*quantize)(const void* x, Dtype dtype, int64_t k, float inverse_scale, int8_t* x_q, int64_t plane);
 
-  // acc[m * acc_stride + n] = sum over k of u[n][k] * x_q[m][k] modulo 2**32, for m <= token_tile tokens and n weight rows.
-  void (*matmul)(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes, int32_t* acc,
-                 int64_t acc_stride);
+  // acc[m * acc_stride + n] = sum over k of u[n][k] * x_q[m][k] modulo 2**32, for m <= token_tile tokens and n weight
+  // rows.
+  void (*matmul)(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes,
+                 int32_t* acc, int64_t acc_stride);
 
   // y[i] = float(acc[i] - x_sum) * (x_scale * w_scale[i * w_scale_step]) + bias[i], rounded to dtype. bias may be null.
   void (*store)(const int32_t* acc, int64_t n, int32_t x_sum, float x_scale, const float* w_scale, int64_t w_scale_step,

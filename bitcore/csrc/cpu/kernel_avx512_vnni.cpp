@@ -1,5 +1,6 @@
-// AVX-512 VNNI. Compiled with its own flags (ISA_FLAGS in build_extensions.py): nothing here may run before dispatch.cpp has
-// asked the CPU, so there is no static constructor, no STL, and nothing but the table has external linkage.
+// AVX-512 VNNI. Compiled with its own flags (ISA_FLAGS in build_extensions.py): nothing here may run before
+// dispatch.cpp has asked the CPU, so there is no static constructor, no STL, and nothing but the table has external
+// linkage.
 //
 // One step takes 64 bytes of a weight row, 256 weights:
 //
@@ -8,8 +9,8 @@
 //     w & 0x30  = 16 * u of weights 4i + 2                plane 2
 //     w & 0xc0  = 64 * u of weights 4i + 3                plane 3
 //
-// All four are legal u8 operands, so codes are masked and never shifted; the factors 4, 16, 64 leave the int32 sums at the
-// end by exact arithmetic shifts. A lane of plane 3 holds at most K/64 products of 128 * 128: exact for K <= 2**23.
+// All four are legal u8 operands, so codes are masked and never shifted; the factors 4, 16, 64 leave the int32 sums at
+// the end by exact arithmetic shifts. A lane of plane 3 holds at most K/64 products of 128 * 128: exact for K <= 2**23.
 //
 // matmul of one token (GEMV): 4 rows x 4 planes of accumulators. Bytes per weight: 1/4.
 //   Instructions per 256 weights: 1 load, 4 vpandd, 4 vpdpbusd (and 1 load of x_q, shared by 4 rows).
@@ -29,6 +30,7 @@ namespace {
 constexpr int kRowTile = 4;
 constexpr int64_t kStep = 64;  // bytes of one load
 
+// Arrays of vectors stay in registers only where the loops over them are unrolled.
 #define UNROLL _Pragma("GCC unroll 8")
 
 __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1); }
@@ -45,7 +47,8 @@ __m512 load(const void* x, int64_t index, __mmask16 lanes) {
   }
 }
 
-// float32 to bfloat16, to nearest even. Adding 0x7fff and the kept lowest bit carries into the upper half exactly when rounding up.
+// float32 to bfloat16, to nearest even. Adding 0x7fff and the kept lowest bit carries into the upper half exactly when
+// rounding up.
 __m256i to_bfloat16(__m512 value) {
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -59,7 +62,8 @@ void store_lanes(void* y, int64_t index, __mmask16 lanes, __m512 value) {
   if constexpr (dtype == Dtype::kFloat32) {
     _mm512_mask_storeu_ps(static_cast<float*>(y) + index, lanes, value);
   } else {
-    const __m256i half = dtype == Dtype::kBFloat16 ? to_bfloat16(value) : _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+    const __m256i half =
+        dtype == Dtype::kBFloat16 ? to_bfloat16(value) : _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
     _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y) + index, lanes, half);
   }
 }
@@ -71,9 +75,12 @@ uint32_t absmax_bits_of(const void* x, int64_t k) {
   int64_t i = 0;
   for (; i + 64 <= k; i += 64) {
     largest0 = _mm512_max_epu32(largest0, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i, 0xffff))));
-    largest1 = _mm512_max_epu32(largest1, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i + 16, 0xffff))));
-    largest2 = _mm512_max_epu32(largest2, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i + 32, 0xffff))));
-    largest3 = _mm512_max_epu32(largest3, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i + 48, 0xffff))));
+    largest1 =
+        _mm512_max_epu32(largest1, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i + 16, 0xffff))));
+    largest2 =
+        _mm512_max_epu32(largest2, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i + 32, 0xffff))));
+    largest3 =
+        _mm512_max_epu32(largest3, _mm512_and_si512(magnitude, _mm512_castps_si512(load<dtype>(x, i + 48, 0xffff))));
   }
   for (; i < k; i += 16) {
     const __m512 value = load<dtype>(x, i, first_lanes(k - i));
@@ -91,7 +98,8 @@ __m128i quantize_16(const void* x, int64_t index, __mmask16 lanes, __m512 invers
 
 // Transposes 16 groups of 4 bytes to 4 groups of 16: byte 4i + j goes to byte 16j + i.
 __m512i deinterleave_by_4(__m512i bytes) {
-  const __m512i within_lanes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i within_lanes =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   const __m512i across_lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(across_lanes, _mm512_shuffle_epi8(bytes, within_lanes));
 }
@@ -143,14 +151,14 @@ void store_sums(const __m512i* total, int32_t* acc) {
   }
 }
 
-// One token, kRows weight rows. Prefetches the rows that come kPrefetchRows later: hardware prefetchers stop at page ends.
+// One token, kRows weight rows. Prefetches the rows that come kPrefetchRows later: hardware prefetchers stop at page
+// ends.
 template <int kRows>
 void gemv(const int8_t* x_q, int64_t plane, const uint8_t* w, int64_t row_bytes, int32_t* acc) {
   constexpr int64_t kPrefetchRows = 16;
   const __m512i mask0 = _mm512_set1_epi8(0x03), mask1 = _mm512_set1_epi8(0x0c);
   const __m512i mask2 = _mm512_set1_epi8(0x30), mask3 = _mm512_set1_epi8(static_cast<char>(0xc0));
-  __m512i sum[kRows][4];
-  UNROLL for (int r = 0; r < kRows; ++r) UNROLL for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_setzero_si512();
+  __m512i sum[kRows][4] = {};
 
   for (int64_t byte = 0; byte < row_bytes; byte += kStep) {
     const __mmask64 valid = first_bytes(row_bytes - byte);
@@ -176,15 +184,17 @@ void gemv(const int8_t* x_q, int64_t plane, const uint8_t* w, int64_t row_bytes,
 
 // One step of gemm: 64 bytes of kRows rows with all 4 planes of kTokens tokens.
 template <int kTokens, int kRows, class Load>
-__attribute__((always_inline)) inline void gemm_step(__m512i (&sum)[kTokens][kRows], const int8_t* x_q, int64_t plane, const uint8_t* w,
-                                                     int64_t row_bytes, __m512i mask, const Load& load_weights) {
+__attribute__((always_inline)) inline void gemm_step(__m512i (&sum)[kTokens][kRows], const int8_t* x_q, int64_t plane,
+                                                     const uint8_t* w, int64_t row_bytes, __m512i mask,
+                                                     const Load& load_weights) {
   UNROLL for (int j = 0; j < 4; ++j) {
     __m512i codes[kRows];
     UNROLL for (int r = 0; r < kRows; ++r)
       codes[r] = _mm512_and_si512(_mm512_srli_epi16(load_weights(w + r * row_bytes), 2 * j), mask);
     UNROLL for (int t = 0; t < kTokens; ++t) {
       const __m512i x = _mm512_load_si512(x_q + (4 * t + j) * plane);
-      UNROLL for (int r = 0; r < kRows; ++r) sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], codes[r], x);
+      UNROLL for (int r = 0; r < kRows; ++r)
+        sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], codes[r], x);
     }
   }
 }
@@ -192,22 +202,24 @@ __attribute__((always_inline)) inline void gemm_step(__m512i (&sum)[kTokens][kRo
 template <int kTokens, int kRows>
 void gemm(const int8_t* x_q, int64_t plane, const uint8_t* w, int64_t row_bytes, int32_t* acc, int64_t acc_stride) {
   const __m512i mask = _mm512_set1_epi8(3);
-  __m512i sum[kTokens][kRows];
-  UNROLL for (int t = 0; t < kTokens; ++t) UNROLL for (int r = 0; r < kRows; ++r) sum[t][r] = _mm512_setzero_si512();
+  __m512i sum[kTokens][kRows] = {};
   int64_t byte = 0;
   for (; byte + kStep <= row_bytes; byte += kStep) {
-    gemm_step<kTokens, kRows>(sum, x_q + byte, plane, w + byte, row_bytes, mask, [](const uint8_t* p) { return _mm512_loadu_si512(p); });
+    gemm_step<kTokens, kRows>(sum, x_q + byte, plane, w + byte, row_bytes, mask,
+                              [](const uint8_t* p) { return _mm512_loadu_si512(p); });
   }
   if (byte < row_bytes) {
     const __mmask64 tail = first_bytes(row_bytes - byte);
     gemm_step<kTokens, kRows>(sum, x_q + byte, plane, w + byte, row_bytes, mask,
                               [tail](const uint8_t* p) { return _mm512_maskz_loadu_epi8(tail, p); });
   }
-  UNROLL for (int t = 0; t < kTokens; ++t) store_sums<kRows>(sum[t], acc + t * acc_stride);
+  UNROLL for (int t = 0; t < kTokens; ++t)
+    store_sums<kRows>(sum[t], acc + t * acc_stride);
 }
 
 template <int kRows>
-void tile(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t row_bytes, int32_t* acc, int64_t acc_stride) {
+void tile(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t row_bytes, int32_t* acc,
+          int64_t acc_stride) {
   switch (m) {
     case 1: return gemv<kRows>(x_q, plane, w, row_bytes, acc);
     case 2: return gemm<2, kRows>(x_q, plane, w, row_bytes, acc, acc_stride);
@@ -219,7 +231,8 @@ void tile(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t
 void matmul(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes, int32_t* acc,
             int64_t acc_stride) {
   int64_t row = 0;
-  for (; row + kRowTile <= n; row += kRowTile) tile<kRowTile>(x_q, m, plane, w + row * row_bytes, row_bytes, acc + row, acc_stride);
+  for (; row + kRowTile <= n; row += kRowTile)
+    tile<kRowTile>(x_q, m, plane, w + row * row_bytes, row_bytes, acc + row, acc_stride);
   for (; row < n; ++row) tile<1>(x_q, m, plane, w + row * row_bytes, row_bytes, acc + row, acc_stride);
 }
 

@@ -1,7 +1,8 @@
-// Portable C++: no intrinsics, any CPU, compiled with the baseline flags. The loops are written so that a compiler vectorizes them.
+// Portable C++: no intrinsics, any CPU, compiled with the baseline flags. The loops are written so that a compiler
+// vectorizes them.
 //
-// One step takes one byte of a weight row, 4 weights: code j, (w >> 2j) & 3, meets byte i of plane j of x_q. Products are summed
-// in int32. Instructions per 256 weights with SSE2: about 210 (shift, mask, widen, pmaddwd).
+// One step takes one byte of a weight row, 4 weights: code j, (w >> 2j) & 3, meets byte i of plane j of x_q. Products
+// are summed in int32. Instructions per 256 weights with SSE2: about 210 (shift, mask, widen, pmaddwd).
 #include <math.h>
 
 #include "float_formats.h"
@@ -59,7 +60,8 @@ int32_t dot(const int8_t* x_q, int64_t plane, const uint8_t* w, int64_t row_byte
 void matmul(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes, int32_t* acc,
             int64_t acc_stride) {
   for (int64_t row = 0; row < n; ++row)
-    for (int64_t t = 0; t < m; ++t) acc[t * acc_stride + row] = dot(x_q + t * 4 * plane, plane, w + row * row_bytes, row_bytes);
+    for (int64_t t = 0; t < m; ++t)
+      acc[t * acc_stride + row] = dot(x_q + t * 4 * plane, plane, w + row * row_bytes, row_bytes);
 }
 
 template <Dtype dtype>

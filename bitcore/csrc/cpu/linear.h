@@ -1,5 +1,5 @@
-// y = dequantize(quantize(x) @ weight.T) + bias on one of the kernels: what is computed in which order, and who computes what.
-// Torch-free: the caller owns the memory and the threads.
+// y = dequantize(quantize(x) @ weight.T) + bias on one of the kernels: what is computed in which order, and who
+// computes what. Torch-free: the caller owns the memory and the threads.
 //
 //   1. quantize   every token once, into scratch                                   parallel over tokens
 //   2. multiply   blocks of rows that stay in L2 x tiles of tokens that stay in L1  parallel over rows
@@ -30,7 +30,8 @@ struct LinearArguments {
   void* y;                    // [m, n], contiguous
 };
 
-// Quantized activations of one chunk of tokens. Kept by a thread from call to call, so that a call allocates nothing but y.
+// Quantized activations of one chunk of tokens. Kept by a thread from call to call, so that a call allocates nothing
+// but y.
 class Scratch {
  public:
   struct Token {
@@ -62,11 +63,11 @@ class Scratch {
   Token* tokens_ = nullptr;
 };
 
-constexpr int64_t kRowBlock = 128;                       // rows multiplied before their sums are stored
-constexpr int64_t kRowGroup = 4;                         // rows that a thread takes together
-constexpr int64_t kMaxTokenTile = 4;                     // no kernel's token_tile is larger
-constexpr int64_t kScratchBytes = int64_t{4} << 20;      // activations quantized at once
-constexpr int64_t kProductsPerTask = int64_t{1} << 19;   // below this a second thread costs more than it brings
+constexpr int64_t kRowBlock = 128;                      // rows multiplied before their sums are stored
+constexpr int64_t kRowGroup = 4;                        // rows that a thread takes together
+constexpr int64_t kMaxTokenTile = 4;                    // no kernel's token_tile is larger
+constexpr int64_t kScratchBytes = int64_t{4} << 20;     // activations quantized at once
+constexpr int64_t kProductsPerTask = int64_t{1} << 19;  // below this a second thread costs more than it brings
 constexpr int64_t kActivationsPerTask = int64_t{1} << 14;
 
 inline int64_t item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
@@ -75,11 +76,11 @@ inline const void* token_at(const LinearArguments& a, int64_t token) {
   return static_cast<const char*>(a.x) + token * a.x_stride * item_size(a.dtype);
 }
 
-// The activation rule (absmax): m = max(abs(x)), q = rint(x * (1 / m * 127)), scale = m / 127, all float32. The reciprocal is
-// rounded before it is multiplied, as PyTorch does in `127 / m`.
-// A row with NaN or Inf gets q = 0 and scale = NaN, so that all its outputs are NaN and no other token's are.
-inline Scratch::Token quantize_token(const Kernel& kernel, const LinearArguments& a, int64_t token, uint32_t absmax_bits,
-                                     int8_t* x_q, int64_t plane) {
+// The activation rule (absmax): m = max(abs(x)), q = rint(x * (1 / m * 127)), scale = m / 127, all float32. The
+// reciprocal is rounded before it is multiplied, as PyTorch does in `127 / m`. A row with NaN or Inf gets q = 0 and
+// scale = NaN, so that all its outputs are NaN and no other token's are.
+inline Scratch::Token quantize_token(const Kernel& kernel, const LinearArguments& a, int64_t token,
+                                     uint32_t absmax_bits, int8_t* x_q, int64_t plane) {
   if (absmax_bits >= 0x7f800000) {
     memset(x_q, 0, static_cast<size_t>(4 * plane));
     return {std::numeric_limits<float>::quiet_NaN(), 0};
@@ -88,15 +89,16 @@ inline Scratch::Token quantize_token(const Kernel& kernel, const LinearArguments
   return {largest / 127.0f, kernel.quantize(token_at(a, token), a.dtype, a.k, 1.0f / largest * 127.0f, x_q, plane)};
 }
 
-inline void multiply_rows(const Kernel& kernel, const LinearArguments& a, Scratch& scratch, int64_t plane, int64_t first_token,
-                          int64_t tokens, int64_t row_begin, int64_t row_end) {
+inline void multiply_rows(const Kernel& kernel, const LinearArguments& a, Scratch& scratch, int64_t plane,
+                          int64_t first_token, int64_t tokens, int64_t row_begin, int64_t row_end) {
   alignas(64) int32_t acc[kMaxTokenTile * kRowBlock];
   const int64_t row_bytes = (a.k + 3) / 4;
   for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int64_t rows = std::min(kRowBlock, row_end - row);
     for (int64_t t = 0; t < tokens; t += kernel.token_tile) {
       const int64_t tile = std::min(kernel.token_tile, tokens - t);
-      kernel.matmul(scratch.activations() + t * 4 * plane, tile, plane, a.weight + row * row_bytes, rows, row_bytes, acc, kRowBlock);
+      kernel.matmul(scratch.activations() + t * 4 * plane, tile, plane, a.weight + row * row_bytes, rows, row_bytes,
+                    acc, kRowBlock);
       for (int64_t i = 0; i < tile; ++i) {
         const Scratch::Token token = scratch.tokens()[t + i];
         char* y = static_cast<char*>(a.y) + ((first_token + t + i) * a.n + row) * item_size(a.dtype);
@@ -111,25 +113,29 @@ inline void multiply_rows(const Kernel& kernel, const LinearArguments& a, Scratc
 template <class ParallelFor>
 bool linear(const Kernel& kernel, const LinearArguments& a, Scratch& scratch, const ParallelFor& parallel_for) {
   const int64_t plane = ((a.k + 3) / 4 + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
-  const int64_t chunk = std::min(a.m, std::max(kernel.token_tile, kScratchBytes / (4 * plane) / kernel.token_tile * kernel.token_tile));
+  const int64_t chunk =
+      std::min(a.m, std::max(kernel.token_tile, kScratchBytes / (4 * plane) / kernel.token_tile * kernel.token_tile));
   if (!scratch.reserve(chunk, 4 * plane)) return false;
 
   uint32_t tensor_absmax = 0;
   if (a.per_tensor) {
-    for (int64_t t = 0; t < a.m; ++t) tensor_absmax = std::max(tensor_absmax, kernel.absmax_bits(token_at(a, t), a.dtype, a.k));
+    for (int64_t t = 0; t < a.m; ++t)
+      tensor_absmax = std::max(tensor_absmax, kernel.absmax_bits(token_at(a, t), a.dtype, a.k));
   }
   for (int64_t first = 0; first < a.m; first += chunk) {
     const int64_t tokens = std::min(chunk, a.m - first);
     parallel_for(tokens, std::max<int64_t>(1, kActivationsPerTask / a.k), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const uint32_t absmax = a.per_tensor ? tensor_absmax : kernel.absmax_bits(token_at(a, first + t), a.dtype, a.k);
-        scratch.tokens()[t] = quantize_token(kernel, a, first + t, absmax, scratch.activations() + t * 4 * plane, plane);
+        scratch.tokens()[t] =
+            quantize_token(kernel, a, first + t, absmax, scratch.activations() + t * 4 * plane, plane);
       }
     });
     const int64_t groups = (a.n + kRowGroup - 1) / kRowGroup;
-    parallel_for(groups, std::max<int64_t>(1, kProductsPerTask / (kRowGroup * a.k * tokens)), [&](int64_t begin, int64_t end) {
-      multiply_rows(kernel, a, scratch, plane, first, tokens, begin * kRowGroup, std::min(a.n, end * kRowGroup));
-    });
+    parallel_for(
+        groups, std::max<int64_t>(1, kProductsPerTask / (kRowGroup * a.k * tokens)), [&](int64_t begin, int64_t end) {
+          multiply_rows(kernel, a, scratch, plane, first, tokens, begin * kRowGroup, std::min(a.n, end * kRowGroup));
+        });
   }
   return true;
 }
