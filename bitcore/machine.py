@@ -9,7 +9,7 @@ from bitcore import extensions
 
 @cache
 def cpu_features() -> tuple[str, ...] | None:
-    """What this CPU has of the features that kernels ask for; None if the extension that asks it is missing."""
+    """What this CPU has of the features that kernels ask for, as in /proc/cpuinfo; None without the extension."""
     native = extensions.cpu_module()
     return None if native is None else tuple(native.cpu_features())
 

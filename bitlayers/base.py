@@ -1,7 +1,7 @@
 """BitLayer: the train / eval / deploy life and the state dict that all Bit layers share.
 
 training   `weight` (float master)                        multiplies fake-quantized values, gradients to the master
-eval       `weight`, and its packed form made on demand   best kernel; kept until the master changes
+eval       `weight`, and its packed form made on demand   best kernel; kept until the master changes or train()
 deployed   `weight_packed`, `weight_scale`                best kernel; no master, inference only, for good
 """
 
@@ -203,7 +203,7 @@ class BitLayer(nn.Module):
     # State
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Moves and casts as nn.Module does, but the scale stays float32: `.half()` must not change the integers."""
+        """Moves and casts as nn.Module does, but the scale stays float32: `.half()` must not change the result."""
         scale = self._buffers.get("weight_scale")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = self._buffers.get("weight_scale")

@@ -72,7 +72,9 @@ class KernelRegistry:
 
     @classmethod
     def resolve(cls, request: KernelRequest, forced: str | None = None) -> BitKernelBase:
-        """The best kernel that can serve `request`, or the one that `forced`, `use()` or BITLAB_KERNEL names.
+        """The best kernel that can serve `request`.
+
+        `forced`, else `use()`, else BITLAB_KERNEL names the only kernel to ask.
 
         Raises:
             KernelNotFoundError: none can serve, or the forced one cannot: it never gives way to another.

@@ -1,4 +1,4 @@
-"""The functional form of BitLinear: training on fake-quantized values, inference on packed weights; autograd-aware."""
+"""The functional form of BitLinear: training on fake-quantized values, inference on packed weights, with gradients."""
 
 from typing import Any
 

@@ -15,8 +15,13 @@ def ternary_linear(
     mode: int,
 ) -> Tensor:
     """Maps x [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
-    if x.device != weight_packed.device or x.dim() == 0 or x.shape[-1] != in_features:
-        raise RuntimeError("x must be on weight_packed's device and have in_features as its last size")
+    # Not an `if`: a size that is known only at run time cannot be branched on, but torch._check defers it.
+    torch._check(  # type: ignore[no-untyped-call]
+        x.device == weight_packed.device, lambda: f"x is on {x.device}, the weight on {weight_packed.device}"
+    )
+    torch._check(  # type: ignore[no-untyped-call]
+        x.dim() >= 1 and x.shape[-1] == in_features, lambda: f"x must have in_features = {in_features} as its last size"
+    )
     return x.new_empty(*x.shape[:-1], weight_packed.shape[0])
 
 

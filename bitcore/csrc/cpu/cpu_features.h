@@ -22,14 +22,21 @@ constexpr uint64_t kFeatureNeon = 1u << 8;
 constexpr uint64_t kFeatureNeonDotprod = 1u << 9;
 constexpr uint64_t kFeatureNeonI8mm = 1u << 10;
 
+// clang-format off
 constexpr CpuFeature kCpuFeatures[] = {
-    {"avx2", kFeatureAvx2},         {"fma", kFeatureFma},
-    {"f16c", kFeatureF16c},         {"avx_vnni", kFeatureAvxVnni},
-    {"avx512f", kFeatureAvx512f},   {"avx512bw", kFeatureAvx512bw},
-    {"avx512vl", kFeatureAvx512vl}, {"avx512_vnni", kFeatureAvx512Vnni},
-    {"neon", kFeatureNeon},         {"asimddp", kFeatureNeonDotprod},
+    {"avx2", kFeatureAvx2},
+    {"fma", kFeatureFma},
+    {"f16c", kFeatureF16c},
+    {"avx_vnni", kFeatureAvxVnni},
+    {"avx512f", kFeatureAvx512f},
+    {"avx512bw", kFeatureAvx512bw},
+    {"avx512vl", kFeatureAvx512vl},
+    {"avx512_vnni", kFeatureAvx512Vnni},
+    {"neon", kFeatureNeon},
+    {"asimddp", kFeatureNeonDotprod},
     {"i8mm", kFeatureNeonI8mm},
 };
+// clang-format on
 
 // The features of the CPU that calls, asked once. A vector extension counts only if the operating system saves its
 // registers.

@@ -1,8 +1,9 @@
 // Portable C++: no intrinsics, any CPU, compiled with the baseline flags. The loops are written so that a compiler
 // vectorizes them.
 //
-// One step takes one byte of a weight row, 4 weights: code j, (w >> 2j) & 3, meets byte i of plane j of x_q. Products
-// are summed in int32. Instructions per 256 weights with SSE2: about 210 (shift, mask, widen, pmaddwd).
+// One step takes up to 256 bytes of a weight row and one plane: code j of each byte, (w >> 2j) & 3, is widened to int16
+// once and multiplied with byte i of plane j of every token. Bytes per weight: 1/4, plus 2 in L1.
+// Instructions per 256 weights and token with SSE2: 16 loads, 64 to widen x_q, 32 pmaddwd, 32 paddd.
 #include <math.h>
 
 #include "float_formats.h"
@@ -10,6 +11,8 @@
 
 namespace bitlab::cpu {
 namespace {
+
+constexpr int64_t kChunk = 256;  // bytes of a row that are decoded together
 
 template <Dtype dtype>
 float load(const void* x, int64_t index) {
@@ -46,22 +49,29 @@ int32_t quantize_of(const void* x, int64_t k, float inverse_scale, int8_t* x_q, 
   return sum;
 }
 
-int32_t dot(const int8_t* x_q, int64_t plane, const uint8_t* w, int64_t row_bytes) {
+// Products of int16 summed in int32: compilers know this loop (pmaddwd, smlal).
+int32_t dot(const int16_t* codes, const int8_t* x, int64_t count) {
   int32_t sum = 0;
-  for (int j = 0; j < 4; ++j) {
-    const int8_t* x_plane = x_q + j * plane;
-    for (int64_t i = 0; i < row_bytes; ++i) {
-      sum += static_cast<int16_t>(static_cast<int16_t>(w[i] >> 2 * j & 3) * static_cast<int16_t>(x_plane[i]));
-    }
-  }
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<int32_t>(codes[i]) * static_cast<int16_t>(x[i]);
   return sum;
 }
 
 void matmul(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes, int32_t* acc,
             int64_t acc_stride) {
-  for (int64_t row = 0; row < n; ++row)
-    for (int64_t t = 0; t < m; ++t)
-      acc[t * acc_stride + row] = dot(x_q + t * 4 * plane, plane, w + row * row_bytes, row_bytes);
+  int16_t codes[kChunk];
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t t = 0; t < m; ++t) acc[t * acc_stride + row] = 0;
+    for (int64_t begin = 0; begin < row_bytes; begin += kChunk) {
+      const uint8_t* bytes = w + row * row_bytes + begin;
+      const int64_t count = row_bytes - begin < kChunk ? row_bytes - begin : kChunk;
+      for (int j = 0; j < 4; ++j) {
+        for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<int16_t>(bytes[i] >> 2 * j & 3);
+        for (int64_t t = 0; t < m; ++t) {
+          acc[t * acc_stride + row] += dot(codes, x_q + (4 * t + j) * plane + begin, count);
+        }
+      }
+    }
+  }
 }
 
 template <Dtype dtype>
@@ -107,6 +117,6 @@ void store(const int32_t* acc, int64_t n, int32_t x_sum, float x_scale, const fl
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0, 4, absmax_bits, quantize, matmul, store};
+constinit const Kernel kPortable{"portable", 0, 8, absmax_bits, quantize, matmul, store};
 
 }  // namespace bitlab::cpu

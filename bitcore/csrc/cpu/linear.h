@@ -65,7 +65,7 @@ class Scratch {
 
 constexpr int64_t kRowBlock = 128;                      // rows multiplied before their sums are stored
 constexpr int64_t kRowGroup = 4;                        // rows that a thread takes together
-constexpr int64_t kMaxTokenTile = 4;                    // no kernel's token_tile is larger
+constexpr int64_t kMaxTokenTile = 8;                    // no kernel's token_tile is larger
 constexpr int64_t kScratchBytes = int64_t{4} << 20;     // activations quantized at once
 constexpr int64_t kProductsPerTask = int64_t{1} << 19;  // below this a second thread costs more than it brings
 constexpr int64_t kActivationsPerTask = int64_t{1} << 14;
