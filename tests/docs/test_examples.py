@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from bitcore.kernels import KernelRegistry
-from bitlayers import LAYER_REGISTRY
-from bitmodels import MODEL_REGISTRY
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,11 +22,6 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pytest.skip("no Python on this page")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(KernelRegistry, "_kernels", dict(KernelRegistry._kernels))
-    for module, registry in (
-        ("bitlayers.registry.LAYER_REGISTRY", LAYER_REGISTRY),
-        ("bitmodels.registry.MODEL_REGISTRY", MODEL_REGISTRY),
-    ):
-        monkeypatch.setattr(module, dict(registry))
     namespace: dict[str, object] = {"__name__": f"page_{page.stem}"}
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
