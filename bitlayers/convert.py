@@ -1,6 +1,6 @@
 """convert and deploy: a whole model at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -14,7 +14,7 @@ from bitlayers.base import BitLayer
 from bitlayers.registry import LAYER_REGISTRY, layer_for
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
-Selection = Iterable[str] | Callable[[str, nn.Module], bool]
+Selection = Collection[str] | Callable[[str, nn.Module], bool]
 
 
 def convert(
