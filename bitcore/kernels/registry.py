@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import entry_points
+from inspect import isabstract
 from threading import Lock
 from typing import ClassVar, TypeVar
 
@@ -64,10 +65,8 @@ class KernelRegistry:
     @classmethod
     def decide(cls, request: KernelRequest) -> list[Decision]:
         """The verdict on every kernel, best first."""
-        cls._load_plugins()
-        ranked = sorted(cls._kernels.values(), key=lambda kernel: (-kernel.priority, kernel.name))
         return [
-            Decision(kernel, kernel.unavailable_reason() or kernel.unsupported_reason(request)) for kernel in ranked
+            Decision(kernel, _why_not_here(kernel) or kernel.unsupported_reason(request)) for kernel in cls._ranked()
         ]
 
     @classmethod
@@ -118,9 +117,7 @@ class KernelRegistry:
     @classmethod
     def list_available_kernels(cls) -> list[str]:
         """The names of the kernels that this machine can run, best first."""
-        cls._load_plugins()
-        ranked = sorted(cls._kernels.values(), key=lambda kernel: (-kernel.priority, kernel.name))
-        return [kernel.name for kernel in ranked if kernel.unavailable_reason() is None]
+        return [kernel.name for kernel in cls._ranked() if _why_not_here(kernel) is None]
 
     @classmethod
     def explain(
@@ -155,6 +152,11 @@ class KernelRegistry:
                 cls.open_overrides -= 1
 
     @classmethod
+    def _ranked(cls) -> list[type[BitKernelBase]]:
+        cls._load_plugins()
+        return sorted(cls._kernels.values(), key=lambda kernel: (-kernel.priority, kernel.name))
+
+    @classmethod
     def _check_name(cls, name: str) -> None:
         cls._load_plugins()
         if name not in cls._kernels:
@@ -186,3 +188,9 @@ class KernelRegistry:
                 plugin.load()
             except Exception as error:  # somebody else's package: its failure becomes a row of the table, not ours
                 cls._failed_plugins[plugin.name] = f"{type(error).__name__}: {error}"
+
+
+def _why_not_here(kernel: type[BitKernelBase]) -> str | None:
+    if isabstract(kernel):
+        return f"{kernel.__qualname__} does not define linear"
+    return kernel.unavailable_reason()

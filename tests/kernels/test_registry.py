@@ -225,3 +225,14 @@ def test_plugins_are_loaded_and_their_failures_shown(own_registry: None, monkeyp
 def test_a_kernel_must_say_how_it_multiplies() -> None:
     with pytest.raises(TypeError, match="abstract"):
         BitKernelBase(CONFIG)  # type: ignore[abstract]
+
+
+def test_an_unfinished_kernel_is_a_row_and_never_chosen(own_registry: None) -> None:
+    @KernelRegistry.register("unfinished", priority=1000)
+    class UnfinishedKernel(BitKernelBase): ...
+
+    assert "UnfinishedKernel does not define linear" in KernelRegistry.explain(CONFIG)
+    assert KernelRegistry.get_kernel_for_config(CONFIG, device="meta").name == "reference"
+    assert "unfinished" not in KernelRegistry.list_available_kernels()
+    with pytest.raises(KernelNotFoundError, match="does not define linear"):
+        KernelRegistry.get_kernel_by_name("unfinished", CONFIG)
