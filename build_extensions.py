@@ -29,6 +29,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 # Kernel name -> (machine, flags of its source file kernel_<name>.cpp). No other file gets flags of an instruction set.
 ISA_FLAGS = {
+    "avx2": ("x86_64", ["-mavx2", "-mf16c"]),
+    "avx_vnni": ("x86_64", ["-mavx2", "-mf16c", "-mavxvnni"]),
     "avx512_vnni": ("x86_64", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
 }
 # -ffp-contract=off: fused multiply-adds would change the last bit of `sum * scale + bias`.

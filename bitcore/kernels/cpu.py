@@ -1,5 +1,6 @@
 """Base of the compiled CPU kernels: one operator call from float x to float y (csrc/bindings/cpu_ops.cpp)."""
 
+import os
 from functools import cache
 
 import torch
@@ -7,8 +8,11 @@ from torch import Tensor
 
 from bitcore import extensions
 from bitcore.config import BitQuantConfig
+from bitcore.exceptions import KernelNotFoundError
 from bitcore.kernels.base import BitKernelBase, check_linear_arguments
 from bitcore.packed_weight import PackedWeight
+
+ISA_VARIABLE = "BITLAB_CPU_ISA"  # names the only compiled CPU kernel that may serve
 
 
 class CompiledCpuKernel(BitKernelBase):
@@ -31,7 +35,7 @@ class CompiledCpuKernel(BitKernelBase):
 
     @classmethod
     def unavailable_reason(cls) -> str | None:
-        return extensions.why_missing() or _why_not_here(cls.name)
+        return extensions.why_missing() or _why_not_wanted(cls.name) or _why_not_here(cls.name)
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
         packed, scale, _, in_features = weight
@@ -44,6 +48,16 @@ class CompiledCpuKernel(BitKernelBase):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.config,)  # an operator handle cannot be pickled or copied
+
+
+def _why_not_wanted(name: str) -> str | None:
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted or wanted == name:
+        return None
+    usable = [built for built in extensions.cpu_kernel_names() if _why_not_here(built) is None]
+    if wanted not in usable:
+        raise KernelNotFoundError(f"{ISA_VARIABLE} is {wanted!r}, expected one of {', '.join(usable)} on this CPU")
+    return f"{ISA_VARIABLE} is {wanted}"
 
 
 @cache

@@ -10,6 +10,12 @@ const Kernel* const kKernels[] = {
 #if defined(BITLAB_HAVE_AVX512_VNNI)
     &kAvx512Vnni,
 #endif
+#if defined(BITLAB_HAVE_AVX_VNNI)
+    &kAvxVnni,
+#endif
+#if defined(BITLAB_HAVE_AVX2)
+    &kAvx2,
+#endif
     &kPortable,
 };
 

@@ -42,7 +42,7 @@ struct Kernel {
 
 extern const Kernel kPortable;
 #if defined(__x86_64__)
-extern const Kernel kAvx512Vnni;
+extern const Kernel kAvx2, kAvxVnni, kAvx512Vnni;
 #endif
 
 }  // namespace bitlab::cpu
