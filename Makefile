@@ -2,19 +2,29 @@
 # make test    run the tests
 # make bench   measure the layers against PyTorch's
 # make check   lint and types
+# make test-core, test-neon    the kernels' own C++ test: here with sanitizers; for Arm under qemu
 # make clean   remove the environment and everything built
 # The first three set up .venv when it is missing: pinned dependencies, then this package with its compiled kernels.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench check lint types clean
+.PHONY: demo test test-core test-neon bench check lint types clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits_mlp.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-core:
+	$(PYTHON) tests/csrc/run_core_test.py --sanitize portable
+
+# The second CPU has no dot products: their kernel must not be chosen, and the other must do.
+NEON = $(PYTHON) tests/csrc/run_core_test.py --machine aarch64 --compiler aarch64-linux-gnu-g++
+test-neon:
+	$(NEON) --runner "qemu-aarch64 -cpu max" neon neon_dotprod portable
+	$(NEON) --runner "qemu-aarch64 -cpu cortex-a53" neon portable
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_linear.py

@@ -29,6 +29,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 # Kernel name -> (machine, flags of its source file kernel_<name>.cpp). No other file gets flags of an instruction set.
 ISA_FLAGS = {
+    "neon": ("aarch64", []),
+    "neon_dotprod": ("aarch64", ["-march=armv8.2-a+dotprod"]),
     "avx2": ("x86_64", ["-mavx2", "-mf16c"]),
     "avx_vnni": ("x86_64", ["-mavx2", "-mf16c", "-mavxvnni"]),
     "avx512_vnni": ("x86_64", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
@@ -92,7 +94,8 @@ def build(say: Callable[[str], None] = print) -> Report:
     if report.failure is None:
         say(f"built {', '.join(report.kernels)} with {report.compiler} in {time.monotonic() - start:.0f} s")
         for name, reason in report.skipped.items():
-            say(f"left out {name}: {reason}")
+            if ISA_FLAGS[name][0] == _machine():
+                say(f"left out {name}: {reason}")
         return report
     for name in ("bitlab_cpu.so", f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"):
         (BINDINGS / name).unlink(missing_ok=True)
@@ -102,29 +105,35 @@ def build(say: Callable[[str], None] = print) -> Report:
     return report
 
 
+def core_jobs(compiler: str, machine: str) -> tuple[dict[Path, list[str]], list[str], dict[str, str]]:
+    """The torch-free sources for `machine` with their flags, the kernels in them, and why others are left out."""
+    isa_sources = {name: SOURCES / "cpu" / f"kernel_{name}.cpp" for name in ISA_FLAGS}
+    kernels, skipped = [], {}
+    for name, (its_machine, flags) in ISA_FLAGS.items():
+        if machine != its_machine:
+            skipped[name] = f"it is for {its_machine}, this machine is {machine}"
+        elif not _knows(compiler, flags):
+            skipped[name] = f"{compiler} does not know {' '.join(flags)}"
+        else:
+            kernels.append(name)
+    defines = [f"-DBITLAB_HAVE_{name.upper()}" for name in kernels]
+    jobs = {isa_sources[name]: [*ISA_FLAGS[name][1], *ISA_WARNINGS] for name in kernels}
+    for source in sorted((SOURCES / "cpu").glob("*.cpp")):
+        if source not in isa_sources.values():
+            jobs[source] = defines
+    return jobs, [*kernels, "portable"], skipped
+
+
 def _build_into(report: Report, say: Callable[[str], None]) -> None:
     compiler = find_compiler()
     report.compiler = run([*compiler.split(), "--version"]).splitlines()[0]
     OBJECTS.mkdir(parents=True, exist_ok=True)
     BINDINGS.mkdir(parents=True, exist_ok=True)
-    isa_sources = {name: SOURCES / "cpu" / f"kernel_{name}.cpp" for name in ISA_FLAGS}
-    for name, (machine, flags) in ISA_FLAGS.items():
-        if platform.machine() != machine:
-            report.skipped[name] = f"it is for {machine}, this machine is {platform.machine()}"
-        elif not _knows(compiler, flags):
-            report.skipped[name] = f"{report.compiler} does not know {' '.join(flags)}"
-        else:
-            report.kernels.append(name)
-    defines = [f"-DBITLAB_HAVE_{name.upper()}" for name in report.kernels]
-    jobs = {isa_sources[name]: [*ISA_FLAGS[name][1], *ISA_WARNINGS] for name in report.kernels}
-    jobs |= {
-        source: defines for source in sorted((SOURCES / "cpu").glob("*.cpp")) if source not in isa_sources.values()
-    }
+    jobs, report.kernels, report.skipped = core_jobs(compiler, _machine())
     jobs |= {
         SOURCES / "bindings" / "cpu_ops.cpp": _torch_compile_flags(),
         SOURCES / "bindings" / "module.cpp": _python_compile_flags(),
     }
-    report.kernels.append("portable")
 
     def compile_one(job: tuple[Path, list[str]]) -> Path:
         source, flags = job
@@ -161,6 +170,10 @@ def _run_if_stale(command: list[str], output: Path, inputs: list[Path], say: Cal
     record.unlink(missing_ok=True)
     run(command)
     record.write_text(line)
+
+
+def _machine() -> str:
+    return {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
 def _knows(compiler: str, flags: list[str]) -> bool:

@@ -16,6 +16,12 @@ const Kernel* const kKernels[] = {
 #if defined(BITLAB_HAVE_AVX2)
     &kAvx2,
 #endif
+#if defined(BITLAB_HAVE_NEON_DOTPROD)
+    &kNeonDotprod,
+#endif
+#if defined(BITLAB_HAVE_NEON)
+    &kNeon,
+#endif
     &kPortable,
 };
 

@@ -43,6 +43,8 @@ struct Kernel {
 extern const Kernel kPortable;
 #if defined(__x86_64__)
 extern const Kernel kAvx2, kAvxVnni, kAvx512Vnni;
+#elif defined(__aarch64__)
+extern const Kernel kNeon, kNeonDotprod;
 #endif
 
 }  // namespace bitlab::cpu
