@@ -43,7 +43,7 @@ class BitLayer(nn.Module):
         self._packed_buffers: PackedWeight | None = None
         self._kernel: BitKernelBase | None = None
         self._kernel_dtype: torch.dtype | None = None
-        self._kernel_registrations = -1
+        self._kernel_decision: object | None = None
         if not self.training:
             with suppress(KernelNotFoundError):  # told at the first call, when the input's dtype is known
                 self._kernel_for(self._own_dtype())
@@ -172,32 +172,24 @@ class BitLayer(nn.Module):
 
     def _kernel_for(self, dtype: torch.dtype) -> BitKernelBase:
         """The kernel for inputs of `dtype`, decided again when device, dtype or choice of kernels changes."""
-        if (
-            self._kernel is not None
-            and self._kernel_dtype is dtype
-            and self._kernel_registrations == KernelRegistry.registrations
-            and not KernelRegistry.open_overrides
-        ):
-            return self._kernel
+        kernel = self._kernel
+        if kernel is not None and self._kernel_dtype is dtype and self._kernel_decision is KernelRegistry.decisions_of:
+            return kernel
         return self._decide_kernel(dtype)
 
     def _decide_kernel(self, dtype: torch.dtype) -> BitKernelBase:
-        if (
-            torch.compiler.is_compiling()
-            and self._kernel is not None
-            and (self._kernel.dtypes is None or dtype in self._kernel.dtypes)
-        ):
-            return (
-                self._kernel
-            )  # a decision cannot be traced: a compiled graph keeps the kernel of eval(), deploy() or the last move
+        if torch.compiler.is_compiling() and self._kernel is not None:
+            # A decision cannot be traced: a compiled graph keeps the kernel of eval(), deploy() or the last move.
+            if self._kernel.dtypes is None or dtype in self._kernel.dtypes:
+                return self._kernel
         if not dtype.is_floating_point:
             raise DtypeError("x", dtype, "a floating-point dtype")
         weight = self._buffers["weight_packed"] if self.is_deployed else self.weight
         assert weight is not None
         request = KernelRequest(self.quant_config, weight.device.type, dtype, self._columns, self._rows)
         kernel = KernelRegistry.resolve(request, forced=self._kernel_name)
-        if not KernelRegistry.open_overrides:
-            self._kernel, self._kernel_dtype, self._kernel_registrations = kernel, dtype, KernelRegistry.registrations
+        if KernelRegistry.decisions_of is not None:
+            self._kernel, self._kernel_dtype, self._kernel_decision = kernel, dtype, KernelRegistry.decisions_of
         return kernel
 
     # State

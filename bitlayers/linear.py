@@ -106,6 +106,8 @@ class BitLinear(BitLayer, nn.Linear):
         if self.training:
             assert weight is not None
             return bitlinear.forward_training(x, weight, bias, self.quant_config)
+        if not torch.is_grad_enabled():
+            return self._kernel_for(x.dtype).linear(x, self._packed_weight(), bias)
         return bitlinear.forward_packed(self._kernel_for(x.dtype), x, self._packed_weight(), bias, weight)
 
     def extra_repr(self) -> str:

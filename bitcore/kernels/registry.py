@@ -34,9 +34,10 @@ class KernelRegistry:
     _failed_plugins: ClassVar[dict[str, str]] = {}
     _plugins_loaded: ClassVar[bool] = False
 
-    # A layer may keep its kernel while `registrations` is what it was and no `use()` is open anywhere in the process.
-    registrations: ClassVar[int] = 0
-    open_overrides: ClassVar[int] = 0
+    # Another object whenever a decision may come out differently, None while a `use()` is open anywhere in the process:
+    # a layer keeps its kernel as long as this is the object of its decision.
+    decisions_of: ClassVar[object | None] = object()
+    _open_overrides: ClassVar[int] = 0
 
     @classmethod
     def register(cls, name: str, *, priority: int = 50) -> Callable[[KernelClass], KernelClass]:
@@ -57,7 +58,7 @@ class KernelRegistry:
                 )
             kernel.name, kernel.priority = name, priority
             cls._kernels[name] = kernel
-            cls.registrations += 1
+            cls._forget_decisions()
             return kernel
 
         return decorator
@@ -143,13 +144,20 @@ class KernelRegistry:
         cls._check_name(name)
         token = _forced.set(name)
         with _lock:
-            cls.open_overrides += 1
+            cls._open_overrides += 1
+        cls._forget_decisions()
         try:
             yield
         finally:
             _forced.reset(token)
             with _lock:
-                cls.open_overrides -= 1
+                cls._open_overrides -= 1
+            cls._forget_decisions()
+
+    @classmethod
+    def _forget_decisions(cls) -> None:
+        with _lock:
+            cls.decisions_of = None if cls._open_overrides else object()
 
     @classmethod
     def _ranked(cls) -> list[type[BitKernelBase]]:

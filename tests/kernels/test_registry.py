@@ -27,7 +27,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(KernelRegistry, "_kernels", dict(KernelRegistry._kernels))
     monkeypatch.setattr(KernelRegistry, "_failed_plugins", {})
     yield
-    KernelRegistry.registrations += 1
+    KernelRegistry._forget_decisions()
 
 
 class CountingKernel(ReferenceKernel):

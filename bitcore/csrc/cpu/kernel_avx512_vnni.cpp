@@ -12,8 +12,9 @@
 // All four are legal u8 operands, so codes are masked and never shifted; the factors 4, 16, 64 leave the int32 sums at
 // the end by exact arithmetic shifts. A lane of plane 3 holds at most K/64 products of 128 * 128: exact for K <= 2**23.
 //
-// matmul of one token (GEMV): 4 rows x 4 planes of accumulators. Bytes per weight: 1/4.
-//   Instructions per 256 weights: 1 load, 4 vpandd, 4 vpdpbusd (and 1 load of x_q, shared by 4 rows).
+// matmul of one token (GEMV): 2 rows x 4 planes of accumulators, as many as hide the latency of vpdpbusd; 4 rows are no
+// faster, and 20 % slower at K = 4096, where rows and planes are 1 KiB apart and fall into the same sets of L1.
+//   Bytes per weight: 1/4. Instructions per 256 weights: 1 load, 4 vpandd, 4 vpdpbusd (and 2 loads of x_q).
 // matmul of up to 4 tokens (GEMM): 4 x 4 accumulators, one for all planes, so here codes are shifted: (w >> 2j) & 3.
 //   Instructions per 256 weights and 4 tokens: 4 loads, 3 vpsrlw, 4 vpandd, 16 vpdpbusd (and 4 loads of x_q).
 //   GCC 12 keeps 16 accumulators in registers; with 6 tokens it spills and is 15 % slower.
@@ -27,8 +28,8 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int kRowTile = 4;
-constexpr int64_t kStep = 64;  // bytes of one load
+constexpr int64_t kStep = 64;       // bytes of one load
+constexpr int64_t kShortRow = 256;  // bytes: up to here adding up the lanes, cheapest for 4 rows, is what gemv costs
 
 // Arrays of vectors stay in registers only where the loops over them are unrolled.
 #define UNROLL _Pragma("GCC unroll 8")
@@ -151,33 +152,42 @@ void store_sums(const __m512i* total, int32_t* acc) {
   }
 }
 
-// One token, kRows weight rows. Prefetches the rows that come kPrefetchRows later: hardware prefetchers stop at page
-// ends.
+// One step of gemv: 64 bytes of kRows rows with all 4 planes of the token.
+template <int kRows, class Load>
+__attribute__((always_inline)) inline void gemv_step(__m512i (&sum)[kRows][4], const int8_t* x_q, int64_t plane,
+                                                     const uint8_t* w, int64_t row_bytes, const Load& load_weights) {
+  constexpr int64_t kPrefetchBytes = 4096;  // ahead: hardware prefetchers stop at the ends of pages
+  const __m512i x0 = _mm512_load_si512(x_q), x1 = _mm512_load_si512(x_q + plane);
+  const __m512i x2 = _mm512_load_si512(x_q + 2 * plane), x3 = _mm512_load_si512(x_q + 3 * plane);
+  UNROLL for (int r = 0; r < kRows; ++r) {
+    _mm_prefetch(reinterpret_cast<const char*>(w + r * row_bytes + kPrefetchBytes), _MM_HINT_T0);
+    const __m512i codes = load_weights(w + r * row_bytes);
+    sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_and_si512(codes, _mm512_set1_epi8(0x03)), x0);
+    sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], _mm512_and_si512(codes, _mm512_set1_epi8(0x0c)), x1);
+    sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], _mm512_and_si512(codes, _mm512_set1_epi8(0x30)), x2);
+    sum[r][3] = _mm512_dpbusd_epi32(sum[r][3], _mm512_and_si512(codes, _mm512_set1_epi8(static_cast<char>(0xc0))), x3);
+  }
+}
+
+// One token, kRows weight rows.
 template <int kRows>
 void gemv(const int8_t* x_q, int64_t plane, const uint8_t* w, int64_t row_bytes, int32_t* acc) {
-  constexpr int64_t kPrefetchRows = 16;
-  const __m512i mask0 = _mm512_set1_epi8(0x03), mask1 = _mm512_set1_epi8(0x0c);
-  const __m512i mask2 = _mm512_set1_epi8(0x30), mask3 = _mm512_set1_epi8(static_cast<char>(0xc0));
   __m512i sum[kRows][4] = {};
-
-  for (int64_t byte = 0; byte < row_bytes; byte += kStep) {
-    const __mmask64 valid = first_bytes(row_bytes - byte);
-    const __m512i x0 = _mm512_load_si512(x_q + byte), x1 = _mm512_load_si512(x_q + plane + byte);
-    const __m512i x2 = _mm512_load_si512(x_q + 2 * plane + byte), x3 = _mm512_load_si512(x_q + 3 * plane + byte);
-    UNROLL for (int r = 0; r < kRows; ++r) {
-      const uint8_t* address = w + r * row_bytes + byte;
-      _mm_prefetch(reinterpret_cast<const char*>(address + kPrefetchRows * row_bytes), _MM_HINT_T0);
-      const __m512i codes = _mm512_maskz_loadu_epi8(valid, address);
-      sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_and_si512(codes, mask0), x0);
-      sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], _mm512_and_si512(codes, mask1), x1);
-      sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], _mm512_and_si512(codes, mask2), x2);
-      sum[r][3] = _mm512_dpbusd_epi32(sum[r][3], _mm512_and_si512(codes, mask3), x3);
-    }
+  int64_t byte = 0;
+  for (; byte + kStep <= row_bytes; byte += kStep) {
+    gemv_step<kRows>(sum, x_q + byte, plane, w + byte, row_bytes,
+                     [](const uint8_t* p) { return _mm512_loadu_si512(p); });
+  }
+  if (byte < row_bytes) {
+    const __mmask64 tail = first_bytes(row_bytes - byte);
+    gemv_step<kRows>(sum, x_q + byte, plane, w + byte, row_bytes,
+                     [tail](const uint8_t* p) { return _mm512_maskz_loadu_epi8(tail, p); });
   }
   __m512i total[kRows];
   UNROLL for (int r = 0; r < kRows; ++r) {
-    total[r] = _mm512_add_epi32(_mm512_add_epi32(sum[r][0], _mm512_srai_epi32(sum[r][1], 2)),
-                                _mm512_add_epi32(_mm512_srai_epi32(sum[r][2], 4), _mm512_srai_epi32(sum[r][3], 6)));
+    const __m512i low = _mm512_add_epi32(sum[r][0], _mm512_srai_epi32(sum[r][1], 2));
+    const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(sum[r][2], 4), _mm512_srai_epi32(sum[r][3], 6));
+    total[r] = _mm512_add_epi32(low, high);
   }
   store_sums<kRows>(total, acc);
 }
@@ -231,8 +241,11 @@ void tile(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t
 void matmul(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes, int32_t* acc,
             int64_t acc_stride) {
   int64_t row = 0;
-  for (; row + kRowTile <= n; row += kRowTile)
-    tile<kRowTile>(x_q, m, plane, w + row * row_bytes, row_bytes, acc + row, acc_stride);
+  if (m == 1 && row_bytes > kShortRow) {
+    for (; row + 2 <= n; row += 2) gemv<2>(x_q, plane, w + row * row_bytes, row_bytes, acc + row);
+  } else {
+    for (; row + 4 <= n; row += 4) tile<4>(x_q, m, plane, w + row * row_bytes, row_bytes, acc + row, acc_stride);
+  }
   for (; row < n; ++row) tile<1>(x_q, m, plane, w + row * row_bytes, row_bytes, acc + row, acc_stride);
 }
 
