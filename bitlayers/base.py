@@ -31,10 +31,10 @@ class BitLayer(nn.Module):
     weight: Any  # nn.Parameter, or None once deployed
     bias: Any  # nn.Parameter, or None
 
-    def _init_quantization(self, quant_config: BitQuantConfig | None, kernel_name: str | None = None) -> None:
-        """Called by a layer's __init__ once `weight` exists. `kernel_name` forces a kernel for this layer."""
+    def _init_quantization(self, quant_config: BitQuantConfig | None) -> None:
+        """Called by a layer's __init__ once `weight` exists."""
         self.quant_config = quant_config if quant_config is not None else BitQuantConfig()
-        self._kernel_name = kernel_name
+        self._kernel_name: str | None = None  # forces a kernel for this layer
         self._start_over()
 
     def _start_over(self) -> None:

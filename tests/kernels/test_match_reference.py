@@ -134,7 +134,7 @@ def test_equals_reference_at_its_edges(
     dtype=st.sampled_from(DTYPES),
     bias_dtype=st.sampled_from([None, *DTYPES]),
     config=st.sampled_from(CONFIGS[:3]),
-    scale=st.sampled_from([1e-7, 1e-3, 1.0, 1e3]),
+    scale=st.sampled_from([1e-44, 1e-7, 1e-3, 1.0, 1e3, 1e38]),
     seed=st.integers(0, 2**31),
 )
 @example(1, 1, 1, torch.float32, None, CONFIGS[0], 1.0, 0)

@@ -150,31 +150,6 @@ void store_of(const int32_t* acc, int64_t n, int32_t x_sum, float x_scale, const
   }
 }
 
-uint32_t absmax_bits(const void* x, Dtype dtype, int64_t k) {
-  switch (dtype) {
-    case Dtype::kFloat32: return absmax_bits_of<Dtype::kFloat32>(x, k);
-    case Dtype::kBFloat16: return absmax_bits_of<Dtype::kBFloat16>(x, k);
-    default: return absmax_bits_of<Dtype::kFloat16>(x, k);
-  }
-}
-
-int32_t quantize(const void* x, Dtype dtype, int64_t k, float inverse_scale, int8_t* x_q, int64_t plane) {
-  switch (dtype) {
-    case Dtype::kFloat32: return quantize_of<Dtype::kFloat32>(x, k, inverse_scale, x_q, plane);
-    case Dtype::kBFloat16: return quantize_of<Dtype::kBFloat16>(x, k, inverse_scale, x_q, plane);
-    default: return quantize_of<Dtype::kFloat16>(x, k, inverse_scale, x_q, plane);
-  }
-}
-
-void store(const int32_t* acc, int64_t n, int32_t x_sum, float x_scale, const float* w_scale, int64_t w_scale_step,
-           const float* bias, void* y, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat32: return store_of<Dtype::kFloat32>(acc, n, x_sum, x_scale, w_scale, w_scale_step, bias, y);
-    case Dtype::kBFloat16: return store_of<Dtype::kBFloat16>(acc, n, x_sum, x_scale, w_scale, w_scale_step, bias, y);
-    default: return store_of<Dtype::kFloat16>(acc, n, x_sum, x_scale, w_scale, w_scale_step, bias, y);
-  }
-}
-
 // 32 bytes of a weight row from `byte` on; zeros behind its end, which is never read across.
 inline __m256i load_row(const uint8_t* row, int64_t byte, int64_t row_bytes) {
   if (byte + kStep <= row_bytes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + byte));
@@ -187,3 +162,5 @@ inline __m256i load_x(const int8_t* x) { return _mm256_load_si256(reinterpret_ca
 
 }  // namespace
 }  // namespace bitlab::cpu
+
+#include "by_dtype.h"
