@@ -20,10 +20,11 @@ test: .venv/ready
 test-core:
 	$(PYTHON) tests/csrc/run_core_test.py --sanitize portable
 
-# The second CPU has no dot products: their kernel must not be chosen, and the other must do.
+# The second CPU has no matrix products, the third no dot products: their kernels must not be chosen, and the others must do.
 NEON = $(PYTHON) tests/csrc/run_core_test.py --machine aarch64 --compiler aarch64-linux-gnu-g++
 test-neon:
-	$(NEON) --runner "qemu-aarch64 -cpu max" neon neon_dotprod portable
+	$(NEON) --runner "qemu-aarch64 -cpu max" neon neon_dotprod neon_i8mm portable
+	$(NEON) --runner "qemu-aarch64 -cpu neoverse-n1" neon neon_dotprod portable
 	$(NEON) --runner "qemu-aarch64 -cpu cortex-a53" neon portable
 
 bench: .venv/ready

@@ -30,15 +30,23 @@ def fresh_random_data() -> None:
 
 @pytest.fixture
 def kernel_class(request: pytest.FixtureRequest) -> object:
-    """The kernel of an indirect parameter, or a skip with the registry's reason: a failure if it is a required one."""
-    name = request.param
-    kernel = KernelRegistry._kernels[name]
+    """The kernel of an indirect parameter. Only a required one can be unavailable here (see below): a failure."""
+    kernel = KernelRegistry._kernels[request.param]
     reason = kernel.unavailable_reason()
     if reason is not None:
-        if name in REQUIRED_KERNELS:
-            pytest.fail(f"kernel {name} is required here, but {reason}")
-        pytest.skip(f"{name}: {reason}")
+        pytest.fail(f"kernel {request.param} is required here, but {reason}")
     return kernel
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the kernels that this machine cannot run, unless they are required."""
+
+    def wanted(item: pytest.Item) -> bool:
+        name = item.callspec.params.get("kernel_class") if hasattr(item, "callspec") else None
+        return name is None or name in REQUIRED_KERNELS or KernelRegistry._kernels[name].unavailable_reason() is None
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

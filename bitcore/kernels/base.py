@@ -1,6 +1,7 @@
 """The contract between a layer and a kernel: KernelRequest, Decision, BitKernelBase."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,6 +106,10 @@ class BitKernelBase(ABC):
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit; nothing has been computed.
         """
+
+    def linear_group(self, x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+        """`linear` of one x with several weights, bit for bit. A kernel that can quantizes x once for all."""
+        return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
 def check_input(x: Tensor, in_features: int, device: torch.device) -> None:

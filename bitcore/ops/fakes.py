@@ -6,10 +6,11 @@ from torch import Tensor
 from bitcore import extensions
 
 
-def ternary_linear(
+def packed_linear(
     x: Tensor,
     weight_packed: Tensor,
     weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
     bias: Tensor | None,
     in_features: int,
     mode: int,
@@ -25,5 +26,22 @@ def ternary_linear(
     return x.new_empty(*x.shape[:-1], weight_packed.shape[0])
 
 
+def packed_linear_group(
+    x: Tensor,
+    weight_packed: list[Tensor],
+    weight_scale: list[Tensor],
+    weight_zero_point: list[Tensor],
+    bias: list[Tensor],
+    in_features: int,
+    mode: int,
+) -> list[Tensor]:
+    """`packed_linear` with each weight."""
+    return [
+        packed_linear(x, packed, scale, None, None, in_features, mode)
+        for packed, scale in zip(weight_packed, weight_scale, strict=True)
+    ]
+
+
 if extensions.why_missing() is None:
-    torch.library.register_fake("bitlab::ternary_linear", ternary_linear)
+    torch.library.register_fake("bitlab::packed_linear", packed_linear)
+    torch.library.register_fake("bitlab::packed_linear_group", packed_linear_group)

@@ -1,5 +1,5 @@
-// Every kernel that this CPU can run against a scalar definition, without torch: random shapes, tails and strides of
-// scales, activations down to -128, and a page that may not be touched behind every buffer.
+// Every kernel that this CPU can run against a scalar definition, without torch: all formats, random shapes, tails and
+// strides, activations down to -128, and a page that may not be touched behind every buffer.
 //
 //     test_kernels [required kernel ...]     a required kernel that cannot run here is a failure
 #include <sys/mman.h>
@@ -67,8 +67,20 @@ void put(char* x, Dtype dtype, int64_t i, float value) {
   }
 }
 
-bool check_quantize(const cpu::Kernel& kernel, Dtype dtype, int64_t k, int64_t plane) {
-  Guarded x(static_cast<size_t>(k * item_size(dtype))), x_q(static_cast<size_t>(4 * plane));
+// The sizes of one trial: K is what its weights and activations have in common.
+struct Sizes {
+  cpu::Format format;
+  int64_t k;
+  int planes = cpu::weights_per_byte(format);
+  int64_t bytes = (k + planes - 1) / planes;
+  int64_t plane = (bytes + cpu::kPlaneAlignment - 1) / cpu::kPlaneAlignment * cpu::kPlaneAlignment;
+  int64_t vector_bytes = planes * plane;
+};
+
+bool check_quantize(const cpu::Kernel& kernel, const Sizes& sizes, Dtype dtype) {
+  const int64_t k = sizes.k;
+  const int digits = between(0, 1) == 0 ? 1 : cpu::kFloatDigits;
+  Guarded x(static_cast<size_t>(k * item_size(dtype))), x_q(static_cast<size_t>(digits * sizes.vector_bytes));
   std::normal_distribution<float> normal(0.0f, std::pow(10.0f, static_cast<float>(between(-4, 4))));
   uint32_t largest = 0;
   for (int64_t i = 0; i < k; ++i) {
@@ -77,71 +89,129 @@ bool check_quantize(const cpu::Kernel& kernel, Dtype dtype, int64_t k, int64_t p
   }
   if (kernel.absmax_bits(x.as<char>(), dtype, k) != largest) return false;
   if (largest >= 0x7f800000) return true;  // float16 may overflow; the driver never quantizes such a row
-  const float inverse = 1.0f / std::max(cpu::float_of(largest), 1e-5f) * 127.0f;
-  const int32_t sum = kernel.quantize(x.as<char>(), dtype, k, inverse, x_q.as<int8_t>(), plane);
-  int32_t expected_sum = 0;
-  for (int64_t i = 0; i < 4 * plane; ++i) {
-    const float value = i < k ? std::nearbyint(get(x.as<char>(), dtype, i) * inverse) : 0.0f;
-    const int expected = static_cast<int>(std::min(std::max(value, -128.0f), 127.0f));
-    if (x_q.as<int8_t>()[i % 4 * plane + i / 4] != expected) return false;
-    expected_sum += expected;
+  const float factor = (digits == 1 ? 127.0f : 127.0f * 65536.0f) / std::max(cpu::float_of(largest), 1e-5f);
+  int32_t sums[cpu::kFloatDigits], expected_sums[cpu::kFloatDigits] = {};
+  kernel.quantize(x.as<char>(), dtype, k, factor, digits, sizes.planes, x_q.as<int8_t>(), sizes.plane, sums);
+  for (int64_t i = 0; i < sizes.bytes * sizes.planes; ++i) {
+    auto rest = i < k ? static_cast<int64_t>(std::nearbyint(get(x.as<char>(), dtype, i) * factor)) : 0;
+    for (int d = digits - 1; d >= 0; --d) {
+      const int8_t digit = static_cast<int8_t>(rest);  // modulo 256, -128 to 127
+      rest = (rest - digit) / 256;
+      if (x_q.as<int8_t>()[d * sizes.vector_bytes + i % sizes.planes * sizes.plane + i / sizes.planes] != digit) {
+        return false;
+      }
+      expected_sums[d] += digit;
+    }
+    if (rest != 0) return false;
   }
-  return sum == expected_sum;
+  return std::equal(sums, sums + digits, expected_sums);
 }
 
-bool check_matmul(const cpu::Kernel& kernel, int64_t m, int64_t n, int64_t k, int64_t plane) {
-  const int64_t row_bytes = (k + 3) / 4, stride = n + between(0, 3);
-  Guarded x_q(static_cast<size_t>(4 * plane * m)), w(static_cast<size_t>(n * row_bytes));
-  Guarded acc(static_cast<size_t>(((m - 1) * stride + n) * 4));
+int code_at(cpu::Format format, uint8_t byte, int place) {
+  if (format == cpu::Format::k2Bit) return byte >> 2 * place & 3;
+  if (format == cpu::Format::kInt4) return byte >> 4 * place & 15;
+  for (int i = 0; i < place; ++i) byte = static_cast<uint8_t>(3 * byte);
+  return 3 * byte >> 8;
+}
+
+uint8_t random_byte(cpu::Format format, bool highest) {
+  if (format == cpu::Format::kInt4) return static_cast<uint8_t>(highest ? 255 : between(0, 255));
+  if (format == cpu::Format::kBase3) return static_cast<uint8_t>((256 * (highest ? 242 : between(0, 242)) + 242) / 243);
+  int byte = 0;
+  for (int j = 0; j < 4; ++j) byte |= static_cast<int>(highest ? 2 : between(0, 2)) << 2 * j;
+  return static_cast<uint8_t>(byte);
+}
+
+// Vectors, weights and sums end at guard pages; rows and vectors may lie apart, as columns of a wider matrix do.
+bool check_matmul(const cpu::Kernel& kernel, const Sizes& sizes, int64_t m, int64_t n) {
+  const int64_t row_stride = sizes.bytes + (between(0, 1) == 0 ? 0 : between(1, 70));
+  const int64_t acc_stride = n + between(0, 3);
+  Guarded x_q(static_cast<size_t>(sizes.vector_bytes * m + cpu::kReadAhead));
+  Guarded w(static_cast<size_t>((n - 1) * row_stride + sizes.bytes));
+  Guarded acc(static_cast<size_t>(((m - 1) * acc_stride + n) * 4));
   const int64_t kind = between(0, 3);  // random, all lowest, all highest, lowest or highest
-  for (int64_t i = 0; i < 4 * plane * m; ++i) {
-    const int64_t position = i % (4 * plane) % plane * 4 + i % (4 * plane) / plane;
+  for (int64_t i = 0; i < sizes.vector_bytes * m + cpu::kReadAhead; ++i) {
     const int64_t value = kind == 0   ? between(-128, 127)
                           : kind == 1 ? -128
                           : kind == 2 ? 127
                                       : between(0, 1) * 255 - 128;
-    x_q.as<int8_t>()[i] = static_cast<int8_t>(position < k ? value : 0);
+    x_q.as<int8_t>()[i] = static_cast<int8_t>(value);
   }
-  const int64_t highest_code = between(0, 1);
-  for (int64_t i = 0; i < n * row_bytes; ++i) {
-    int byte = 0;
-    for (int j = 0; j < 4; ++j) byte |= static_cast<int>(highest_code ? 2 : between(0, 2)) << 2 * j;
-    w.as<uint8_t>()[i] = static_cast<uint8_t>(byte);
+  const bool highest = between(0, 1) == 1;
+  for (int64_t i = 0; i < (n - 1) * row_stride + sizes.bytes; ++i) {
+    w.as<uint8_t>()[i] = random_byte(sizes.format, highest);
   }
-  kernel.matmul(x_q.as<int8_t>(), m, plane, w.as<uint8_t>(), n, row_bytes, acc.as<int32_t>(), stride);
-  for (int64_t t = 0; t < m; ++t) {
+  kernel.matmul(sizes.format, {.x_q = x_q.as<int8_t>(),
+                               .m = m,
+                               .vector_stride = sizes.vector_bytes,
+                               .plane = sizes.plane,
+                               .w = w.as<uint8_t>(),
+                               .n = n,
+                               .row_stride = row_stride,
+                               .bytes = sizes.bytes,
+                               .acc = acc.as<int32_t>(),
+                               .acc_stride = acc_stride});
+  for (int64_t v = 0; v < m; ++v) {
     for (int64_t row = 0; row < n; ++row) {
       int64_t expected = 0;
-      for (int64_t i = 0; i < 4 * row_bytes; ++i) {
-        const int code = w.as<uint8_t>()[row * row_bytes + i / 4] >> 2 * (i % 4) & 3;
-        expected += code * x_q.as<int8_t>()[(4 * t + i % 4) * plane + i / 4];
+      for (int64_t i = 0; i < sizes.bytes; ++i) {
+        for (int j = 0; j < sizes.planes; ++j) {
+          expected += code_at(sizes.format, w.as<uint8_t>()[row * row_stride + i], j) *
+                      x_q.as<int8_t>()[v * sizes.vector_bytes + j * sizes.plane + i];
+        }
       }
-      if (acc.as<int32_t>()[t * stride + row] != expected) return false;
+      if (acc.as<int32_t>()[v * acc_stride + row] != expected) return false;
     }
   }
   return true;
 }
 
-bool check_store(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
-  const int64_t step = between(0, 1);
-  const bool with_bias = between(0, 1) == 1;
-  Guarded acc(static_cast<size_t>(4 * n)), scale(static_cast<size_t>(step == 0 ? 4 : 4 * n)),
-      bias(static_cast<size_t>(4 * n));
-  Guarded y(static_cast<size_t>(n * item_size(dtype)));
-  const auto x_sum = static_cast<int32_t>(between(-1000, 1000));
+bool check_outputs(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
+  const int64_t stride = between(0, 2);
+  const int digits = between(0, 1) == 0 ? 1 : cpu::kFloatDigits;
+  const bool with_bias = between(0, 1) == 1, with_zero_point = between(0, 1) == 1, add = between(0, 1) == 1;
+  const auto scales = static_cast<size_t>((n - 1) * stride + 1), count = static_cast<size_t>(n);
+  Guarded acc(4 * count * static_cast<size_t>(digits)), scale(4 * scales), zero_point(scales);
+  Guarded bias(4 * count), total(4 * count), y(count * static_cast<size_t>(item_size(dtype)));
+  int32_t x_sums[cpu::kFloatDigits];
+  for (int32_t& sum : x_sums) sum = static_cast<int32_t>(between(-1000, 1000));
   const float x_scale = between(0, 9) == 0 ? NAN : std::pow(10.0f, static_cast<float>(between(-9, 3)));
-  for (int64_t i = 0; i < n; ++i) {
-    acc.as<int32_t>()[i] = static_cast<int32_t>(between(-100000000, 100000000));
-    bias.as<float>()[i] = static_cast<float>(between(-1000, 1000)) / 7.0f;
-    if (i == 0 || step == 1) scale.as<float>()[i] = static_cast<float>(between(1, 1000)) / 333.0f;
+  const float factor = static_cast<float>(between(1, 9));
+  for (size_t i = 0; i < scales; ++i) {
+    scale.as<float>()[i] = static_cast<float>(between(1, 1000)) / 333.0f;
+    zero_point.as<int8_t>()[i] = static_cast<int8_t>(between(-8, 7));
   }
-  kernel.store(acc.as<int32_t>(), n, x_sum, x_scale, scale.as<float>(), step, with_bias ? bias.as<float>() : nullptr,
-               y.as<char>(), dtype);
+  std::vector<float> expected(count);
+  for (size_t i = 0; i < count; ++i) {
+    bias.as<float>()[i] = static_cast<float>(between(-1000, 1000)) / 7.0f;
+    total.as<float>()[i] = static_cast<float>(between(-1000, 1000)) / 11.0f;
+    const size_t at = i * static_cast<size_t>(stride);
+    float product = 0;
+    for (int d = 0; d < digits; ++d) {
+      const auto sum = static_cast<int32_t>(between(-100000000, 100000000));
+      acc.as<int32_t>()[static_cast<size_t>(d) * count + i] = sum;
+      const int32_t zero = 5 + (with_zero_point ? zero_point.as<int8_t>()[at] : 0);
+      product = product * 256.0f + static_cast<float>(sum - zero * x_sums[d]);
+    }
+    expected[i] = product * (x_scale * scale.as<float>()[at]);
+    if (add) expected[i] = total.as<float>()[i] + expected[i];
+    expected[i] = expected[i] * factor;
+    if (with_bias) expected[i] += bias.as<float>()[i];
+  }
+  kernel.scale_sums({.acc = acc.as<int32_t>(),
+                     .acc_stride = n,
+                     .digits = digits,
+                     .x_sums = x_sums,
+                     .code_of_zero = 5,
+                     .zero_point = with_zero_point ? zero_point.as<int8_t>() : nullptr,
+                     .x_scale = x_scale,
+                     .w_scale = scale.as<float>(),
+                     .scale_stride = stride},
+                    n, add, total.as<float>());
+  kernel.write(total.as<float>(), n, factor, with_bias ? bias.as<float>() : nullptr, y.as<char>(), dtype);
   for (int64_t i = 0; i < n; ++i) {
-    float expected = static_cast<float>(acc.as<int32_t>()[i] - x_sum) * (x_scale * scale.as<float>()[i * step]);
-    if (with_bias) expected += bias.as<float>()[i];
     char rounded[4];
-    put(rounded, dtype, 0, expected);
+    put(rounded, dtype, 0, expected[static_cast<size_t>(i)]);
     const float want = get(rounded, dtype, 0), got = get(y.as<char>(), dtype, i);
     if (!(std::isnan(want) && std::isnan(got)) && cpu::bits_of(want) != cpu::bits_of(got)) return false;
   }
@@ -149,18 +219,18 @@ bool check_store(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
 }
 
 bool check(const cpu::Kernel& kernel) {
-  for (int trial = 0; trial < 400; ++trial) {
-    const int64_t k = trial % 10 == 0 ? between(2000, 9000) : between(1, 700);
-    const int64_t plane = ((k + 3) / 4 + cpu::kPlaneAlignment - 1) / cpu::kPlaneAlignment * cpu::kPlaneAlignment;
+  for (int trial = 0; trial < 600; ++trial) {
+    const Sizes sizes{static_cast<cpu::Format>(trial % 3), trial % 10 == 0 ? between(2000, 9000) : between(1, 700)};
     const auto dtype = static_cast<Dtype>(between(0, 2));
-    const int64_t m = between(1, kernel.token_tile), n = between(1, 21);
-    const char* failed = !check_quantize(kernel, dtype, k, plane)      ? "quantize"
-                         : !check_matmul(kernel, m, n, k, plane)       ? "matmul"
-                         : !check_store(kernel, dtype, between(1, 40)) ? "store"
-                                                                       : nullptr;
+    const int64_t m = between(1, 9), n = between(1, 21);
+    const char* failed = !check_quantize(kernel, sizes, dtype)           ? "quantize"
+                         : !check_matmul(kernel, sizes, m, n)            ? "matmul"
+                         : !check_outputs(kernel, dtype, between(1, 40)) ? "scale_sums or write"
+                                                                         : nullptr;
     if (failed != nullptr) {
-      std::printf("%s: %s is wrong at m %ld, n %ld, k %ld, dtype %d\n", kernel.name, failed, static_cast<long>(m),
-                  static_cast<long>(n), static_cast<long>(k), static_cast<int>(dtype));
+      std::printf("%s: %s is wrong at m %ld, n %ld, k %ld, format %d, dtype %d\n", kernel.name, failed,
+                  static_cast<long>(m), static_cast<long>(n), static_cast<long>(sizes.k),
+                  static_cast<int>(sizes.format), static_cast<int>(dtype));
       return false;
     }
   }

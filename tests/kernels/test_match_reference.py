@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bitcore import BitQuantConfig
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
+from bitcore.kernels.base import MAX_IN_FEATURES
+from bitcore.kernels.cpu import MAX_INT4_IN_FEATURES
 from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
-from bitcore.packing import pack_ternary
-from bitcore.quantizers import QuantizedWeight
+from bitcore.quantizers import QuantizedWeight, dequantize, per_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CONFIGS = [
@@ -23,10 +24,14 @@ CONFIGS = [
     BitQuantConfig(weight_granularity="per_channel"),
     BitQuantConfig.int8_per_tensor(),
     BitQuantConfig(storage_format="base3"),
+    BitQuantConfig(storage_format="base3", weight_granularity="per_channel", activation_granularity="per_tensor"),
     BitQuantConfig(weight_granularity="per_group", group_size=32),
+    BitQuantConfig(storage_format="base3", weight_granularity="per_group", group_size=35),
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int4", weight_granularity="per_tensor", weight_quantizer="minmax"),
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_group", weight_quantizer="minmax", group_size=32),
 ]
+FLOAT_CONFIGS = [config.model_copy(update={"activation_dtype": "float32"}) for config in CONFIGS]
 COMPILED = sorted(name for name, kernel in KernelRegistry._kernels.items() if kernel.has_cpp_backend)
 every_kernel = pytest.mark.parametrize("kernel_class", sorted(KernelRegistry._kernels), indirect=True)
 every_compiled_kernel = pytest.mark.parametrize("kernel_class", COMPILED, indirect=True)
@@ -133,7 +138,7 @@ def test_equals_reference_at_its_edges(
     in_features=st.integers(1, 3 * 256 + 40),
     dtype=st.sampled_from(DTYPES),
     bias_dtype=st.sampled_from([None, *DTYPES]),
-    config=st.sampled_from(CONFIGS[:3]),
+    config=st.sampled_from(CONFIGS),
     scale=st.sampled_from([1e-44, 1e-7, 1e-3, 1.0, 1e3, 1e38]),
     seed=st.integers(0, 2**31),
 )
@@ -157,40 +162,46 @@ def test_equals_reference_on_any_shape(
 
 
 @every_compiled_kernel
-@settings(max_examples=60)
+@settings(max_examples=90)
 @given(
+    config=st.sampled_from([CONFIGS[0], CONFIGS[3], CONFIGS[7]]),
     activation=st.sampled_from(["lowest", "highest", "mixed"]),
-    weight=st.sampled_from([-1, 1, "mixed"]),
+    weight=st.sampled_from(["lowest", "highest", "mixed"]),
     rows=st.sampled_from([1, 4, 5]),
     in_features=st.sampled_from([255, 256, 4095, 16384, 70000]),
 )
 def test_extreme_values_do_not_saturate(
-    kernel_class: type[BitKernelBase], activation: str, weight: int | str, rows: int, in_features: int
+    kernel_class: type[BitKernelBase], config: BitQuantConfig, activation: str, weight: str, rows: int, in_features: int
 ) -> None:
-    config = BitQuantConfig()
-    sign = {"lowest": -torch.ones(rows, in_features), "highest": torch.ones(rows, in_features)}
-    x = sign.get(activation, torch.randint(0, 2, (rows, in_features)) * 2.0 - 1) * 3.7
-    ternary = (
-        torch.full((5, in_features), weight)
-        if isinstance(weight, int)
-        else torch.randint(0, 2, (5, in_features)) * 2 - 1
-    )
-    packed = PackedWeight(pack_ternary(ternary), torch.tensor([0.5]), None, in_features)
+    x = 3.7 * extremes(activation, -1, 1, (rows, in_features)).float()
+    values = extremes(weight, *((-1, 1) if config.weight_dtype == "ternary" else (-8, 7)), (5, in_features))
+    packed = PackedWeight.from_quantized(QuantizedWeight(values, torch.tensor([0.5]), None), config)
     assert_same(kernel_class(config).linear(x, packed), ReferenceKernel(config).linear(x, packed))
 
 
+def extremes(kind: str, lowest: int, highest: int, shape: tuple[int, int]) -> Tensor:
+    """int8: all lowest, all highest, or one of both at every place."""
+    is_highest = torch.randint(0, 2, shape) if kind == "mixed" else torch.full(shape, int(kind == "highest"))
+    return (lowest + (highest - lowest) * is_highest).to(torch.int8)
+
+
 @every_compiled_kernel
-def test_the_widest_layer_is_exact(kernel_class: type[BitKernelBase]) -> None:
-    """in_features = 2**23 with all codes 2 and all activations extreme: the sum of u * q reaches -2**31 or nearly
-    2**31.
-    """
-    config, in_features = BitQuantConfig(), 2**23
-    packed = PackedWeight(
-        torch.full((2, in_features // 4), 0b10101010, dtype=torch.uint8), torch.ones(1), None, in_features
-    )
+@pytest.mark.parametrize("storage_format", ["2bit", "base3", "int4"])
+def test_the_widest_layer_is_exact(kernel_class: type[BitKernelBase], storage_format: str) -> None:
+    """The highest in_features with all codes and all activations extreme: the sum of codes * q reaches nearly 2**31."""
+    if storage_format == "int4":
+        config = BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax")
+        in_features, highest = MAX_INT4_IN_FEATURES, 7
+    else:
+        config = BitQuantConfig(storage_format=storage_format)
+        in_features, highest = MAX_IN_FEATURES, 1
+    values = torch.full((2, in_features), highest, dtype=torch.int8)
+    zero_point = torch.tensor([-8], dtype=torch.int8) if storage_format == "int4" else None
+    packed = PackedWeight.from_quantized(QuantizedWeight(values, torch.ones(1), zero_point), config)
+    sum_of_weights = in_features * (15 if storage_format == "int4" else 1)
     for value in (1.0, -1.0):
         y = kernel_class(config).linear(torch.full((1, in_features), value), packed)
-        assert_same(y, torch.full((1, 2), value * 127 * in_features * (torch.tensor(1.0) / 127).item()))
+        assert_same(y, torch.full((1, 2), value * 127 * sum_of_weights * (torch.tensor(1.0) / 127).item()))
 
 
 @every_compiled_kernel
@@ -229,7 +240,7 @@ def test_empty_inputs_give_empty_outputs(kernel_class: type[BitKernelBase], conf
 
 
 @every_compiled_kernel
-@pytest.mark.parametrize("config", CONFIGS[:3], ids=str)
+@every_config
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_inf_are_those_of_the_reference(
     kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype
@@ -256,6 +267,103 @@ def test_results_that_leave_float16_or_are_denormal(kernel_class: type[BitKernel
         weight = random_weight(120, in_features, config)._replace(scale=scales)
         x = torch.randn(6, in_features).to(dtype)
         assert_same(kernel_class(config).linear(x, weight), ReferenceKernel(config).linear(x, weight))
+
+
+def fixed_point_definition(x: Tensor, weight: PackedWeight, bias: Tensor, config: BitQuantConfig) -> Tensor:
+    """What compiled kernels compute of floating-point activations: exact sums of 24-bit fixed-point numbers."""
+    largest = x.float().abs().amax(1, keepdim=True).clamp(min=1e-30)
+    factor = torch.full_like(largest, 127 * 65536) / largest  # of a number, PyTorch would multiply with the reciprocal
+    rest = (x.float() * factor).round().long()
+    digits = []
+    for _ in range(3):
+        digits.insert(0, (rest + 128) % 256 - 128)
+        rest = (rest - digits[0]) // 256
+    values = weight.values(config).long()
+    if weight.zero_point is not None:
+        values = values - per_weight(weight.zero_point, values, config).long()
+    grouped = weight.scale.dim() == 2
+    size = config.group_size if grouped else values.shape[1]
+    x_scale = largest / (127 * 65536)
+    y = torch.zeros(x.shape[0], values.shape[0])
+    for g, group in enumerate(values.split(size, 1)):
+        sums = [(digit.split(size, 1)[g] @ group.T).float() for digit in digits]
+        product = (sums[0] * 256 + sums[1]) * 256 + sums[2]
+        y = y + product * weight.scale[:, g] if grouped else product * (x_scale * weight.scale)
+    return ((y * x_scale if grouped else y) + bias.float()).to(x.dtype)
+
+
+@every_compiled_kernel
+@settings(max_examples=150)
+@given(
+    rows=st.integers(1, 9),
+    out_features=st.integers(1, 140),
+    in_features=st.integers(1, 3 * 256 + 40),
+    dtype=st.sampled_from(DTYPES),
+    config=st.sampled_from(FLOAT_CONFIGS),
+    scale=st.sampled_from([1e-30, 1e-7, 1.0, 1e3, 1e37]),
+    seed=st.integers(0, 2**31),
+)
+def test_floating_point_activations_equal_their_definition(
+    kernel_class: type[BitKernelBase],
+    rows: int,
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype,
+    config: BitQuantConfig,
+    scale: float,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    weight = random_weight(out_features, in_features, config)
+    x = (torch.randn(rows, in_features).clamp(-9, 9) * scale).to(dtype)
+    x = x.where(x.isfinite(), 0.0)
+    bias = torch.randn(out_features).to(dtype)
+    assert_same(kernel_class(config).linear(x, weight, bias), fixed_point_definition(x, weight, bias, config))
+
+
+@every_compiled_kernel
+@pytest.mark.parametrize("config", FLOAT_CONFIGS, ids=str)
+def test_floating_point_activations_lose_no_more_than_float32(
+    kernel_class: type[BitKernelBase], config: BitQuantConfig
+) -> None:
+    """Against float64: the error is that of 24 bits of the largest activation, outliers included."""
+    weight = random_weight(50, 1100, config)
+    x = torch.randn(4, 1100)
+    x[1, 7], x[2] = 1000.0, x[2] * 1e-20
+    exact = x.double() @ dequantize(weight.values(config), weight.scale, weight.zero_point, config).double().T
+    error = (kernel_class(config).linear(x, weight).double() - exact).abs()
+    weights = dequantize(weight.values(config), weight.scale, weight.zero_point, config).double().abs()
+    bound = 2**-22 * x.abs().amax(1, keepdim=True).double() * weights.sum(1)
+    assert (error <= bound).all()
+
+
+@every_compiled_kernel
+@pytest.mark.parametrize("config", FLOAT_CONFIGS, ids=str)
+def test_nan_and_inf_spoil_their_own_token(kernel_class: type[BitKernelBase], config: BitQuantConfig) -> None:
+    weight = random_weight(7, 70, config)
+    for bad in (math.nan, math.inf, -math.inf):
+        x = torch.randn(5, 70)
+        x[2, 69] = bad
+        y = kernel_class(config).linear(x, weight, torch.randn(7))
+        assert y.isnan().all(1).tolist() == y.isnan().any(1).tolist() == [False, False, True, False, False]
+    assert_same(kernel_class(config).linear(torch.zeros(2, 70), weight, torch.ones(7)), torch.ones(2, 7))
+
+
+@every_kernel
+@pytest.mark.parametrize("config", [*CONFIGS[:5], CONFIGS[9], FLOAT_CONFIGS[0]], ids=str)
+@pytest.mark.parametrize("with_bias", [(True, True, True), (False, False, False), (True, False, True)], ids=str)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_group_equals_its_layers(
+    kernel_class: type[BitKernelBase], config: BitQuantConfig, with_bias: tuple[bool, ...], rows: int
+) -> None:
+    kernel = serve(kernel_class, config)
+    weights = [random_weight(out_features, 300, config) for out_features in (130, 1, 517)]
+    biases = [torch.randn(len(weight.packed)) if b else None for weight, b in zip(weights, with_bias, strict=True)]
+    x = torch.randn(2, rows, 300)[:, ::2]
+    together = kernel.linear_group(x, weights, biases)
+    assert len(together) == 3
+    for y, weight, bias in zip(together, weights, biases, strict=True):
+        assert_same(y, kernel.linear(x, weight, bias))
 
 
 @every_compiled_kernel

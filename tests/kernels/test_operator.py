@@ -5,23 +5,53 @@ import torch
 
 from bitcore import BitQuantConfig, extensions
 from bitcore.kernels import KernelRegistry
+from bitcore.kernels.cpu import operator_mode
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLinear
+
+CONFIG = BitQuantConfig()
+INT4 = BitQuantConfig(weight_dtype="int4", weight_granularity="per_group", weight_quantizer="minmax", group_size=4)
 
 pytestmark = pytest.mark.skipif(extensions.why_missing() is not None, reason=str(extensions.why_missing()))
 
 
 def arguments(rows: int = 3) -> list[object]:
-    weight = PackedWeight.from_float(torch.randn(6, 10), BitQuantConfig())
-    mode = 2 * extensions.cpu_kernel_names().index("portable")
-    return [torch.randn(rows, 10), weight.packed, weight.scale, torch.randn(6), 10, mode]
+    weight = PackedWeight.from_float(torch.randn(6, 10), CONFIG)
+    return [
+        torch.randn(rows, 10),
+        weight.packed,
+        weight.scale,
+        None,
+        torch.randn(6),
+        10,
+        operator_mode("portable", CONFIG),
+    ]
+
+
+def int4_arguments() -> list[object]:
+    weight = PackedWeight.from_float(torch.randn(6, 10), INT4)
+    mode = operator_mode("portable", INT4)
+    return [torch.randn(3, 10), weight.packed, weight.scale, weight.zero_point, None, 10, mode]
+
+
+def group_arguments() -> list[object]:
+    weights = [PackedWeight.from_float(torch.randn(rows, 10), CONFIG) for rows in (6, 3)]
+    packed, scales = [weight.packed for weight in weights], [weight.scale for weight in weights]
+    biases = [torch.randn(6), torch.randn(3)]
+    return [torch.randn(3, 10), packed, scales, [], biases, 10, operator_mode("portable", CONFIG)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_opcheck(dtype: torch.dtype) -> None:
     x, *others = arguments()
-    torch.library.opcheck(torch.ops.bitlab.ternary_linear.default, (x.to(dtype), *others))
-    torch.library.opcheck(torch.ops.bitlab.ternary_linear.default, (x.to(dtype).reshape(1, 3, 10), *others))
+    torch.library.opcheck(torch.ops.bitlab.packed_linear.default, (x.to(dtype), *others))
+    torch.library.opcheck(torch.ops.bitlab.packed_linear.default, (x.to(dtype).reshape(1, 3, 10), *others))
+    x, *others = group_arguments()
+    torch.library.opcheck(torch.ops.bitlab.packed_linear_group.default, (x.to(dtype), *others))
+
+
+def test_opcheck_with_zero_points() -> None:
+    torch.library.opcheck(torch.ops.bitlab.packed_linear.default, tuple(int4_arguments()))
 
 
 @pytest.mark.parametrize(
@@ -36,19 +66,59 @@ def test_opcheck(dtype: torch.dtype) -> None:
         (1, torch.zeros(3, 6, dtype=torch.uint8).T, "weight_packed must be"),
         (2, torch.ones(2), "weight_scale must be"),
         (2, torch.ones(1, dtype=torch.float16), "weight_scale must be"),
-        (3, torch.ones(5), "bias must be"),
-        (3, torch.ones(6, dtype=torch.int32), "bias must be"),
-        (4, 0, "in_features must be 1"),
-        (4, 2**23 + 1, "in_features must be 1"),
-        (5, -1, "mode names no kernel"),
-        (5, 1000, "mode names no kernel"),
+        (2, torch.ones(6, 1), "weight_scale must be"),
+        (3, torch.ones(1), "weight_zero_point must be"),
+        (4, torch.ones(5), "bias must be"),
+        (4, torch.ones(6, dtype=torch.int32), "bias must be"),
+        (5, 0, "in_features is too"),
+        (5, 2**23 + 1, "in_features is too"),
+        (6, -1, "mode names no kernel"),
+        (6, 0xFF, "mode names no kernel"),
+        (6, 3 << 8, "mode names no kernel"),
+        (6, 3 << 10, "mode names no kernel"),
+        (6, 6 << 16, "group_size must be a multiple"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(place: int, value: object, message: str) -> None:
     call = arguments()
     call[place] = value
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.bitlab.ternary_linear.default(*call)
+        torch.ops.bitlab.packed_linear.default(*call)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (2, torch.ones(6), "weight_scale must be"),
+        (2, torch.ones(6, 2), "weight_scale must be"),
+        (3, torch.ones(6, 2, dtype=torch.int8), "weight_zero_point must be"),
+        (3, torch.ones(6, 3), "weight_zero_point must be"),
+        (5, 2**20 + 1, "in_features is too"),
+        (6, 2 << 8 | 3 << 16, "group_size must be a multiple"),
+    ],
+)
+def test_int4_arguments_that_do_not_fit_are_refused(place: int, value: object, message: str) -> None:
+    call = int4_arguments()
+    call[place] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bitlab.packed_linear.default(*call)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (2, [torch.ones(1)], "equally long"),
+        (3, [torch.ones(1, dtype=torch.int8)], "equally long"),
+        (4, [torch.ones(6)], "equally long"),
+        (4, [torch.ones(6), torch.ones(4)], "bias must be"),
+        (1, [torch.zeros(6, 3, dtype=torch.uint8), torch.zeros(3, 2, dtype=torch.uint8)], "weight_packed must be"),
+    ],
+)
+def test_group_arguments_that_do_not_fit_are_refused(place: int, value: object, message: str) -> None:
+    call = group_arguments()
+    call[place] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bitlab.packed_linear_group.default(*call)
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -64,7 +134,7 @@ def test_export_keeps_the_operator() -> None:
     layer = BitLinear(24, 6).deploy()
     x = torch.randn(5, 24)
     program = torch.export.export(layer, (x,))
-    assert "bitlab.ternary_linear" in str(program.graph)
+    assert "bitlab.packed_linear" in str(program.graph)
     assert torch.equal(program.module()(x), layer(x))
 
 

@@ -40,9 +40,12 @@ class CountingKernel(ReferenceKernel):
         return super().linear(x, weight, bias)
 
 
+UNALIGNED_GROUPS = BitQuantConfig(weight_granularity="per_group", group_size=30)  # groups begin within a byte
+
+
 def test_reference_serves_what_no_other_does() -> None:
-    for config in (BitQuantConfig.weight_only(), BitQuantConfig.int4(), BitQuantConfig(weight_granularity="per_group")):
-        assert KernelRegistry.get_kernel_for_config(config).name == "reference"
+    assert KernelRegistry.get_kernel_for_config(UNALIGNED_GROUPS).name == "reference"
+    assert ReferenceKernel.unsupported_reason(KernelRequest(UNALIGNED_GROUPS, "cpu", torch.float64)) is None
     for device in ("cuda", "mps", "meta"):
         request = KernelRequest(CONFIG, device, torch.float32)
         assert ReferenceKernel.unsupported_reason(request) is None
@@ -75,14 +78,22 @@ def test_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_forced_kernel_never_gives_way() -> None:
-    config = BitQuantConfig.int4()
     with pytest.raises(
         KernelNotFoundError,
-        match=r"only kernel 'portable' was asked[\s\S]*(weight_dtype is int4, serves ternary|not built)",
+        match=r"only kernel 'portable' was asked[\s\S]*(group_size is 30, serves multiples of 4|not built)",
     ):
-        KernelRegistry.get_kernel_by_name("portable", config)
+        KernelRegistry.get_kernel_by_name("portable", UNALIGNED_GROUPS)
     with KernelRegistry.use("portable"), pytest.raises(KernelNotFoundError, match="portable"):
-        KernelRegistry.get_kernel_for_config(config)
+        KernelRegistry.get_kernel_for_config(UNALIGNED_GROUPS)
+
+
+def test_compiled_kernels_refuse_int4_sums_that_int32_does_not_hold() -> None:
+    kernel = KernelRegistry._kernels["portable"]
+    for in_features, reason in ((2**20, None), (2**20 + 1, "in_features is 1048577, int32 sums hold 1048576 of int4")):
+        assert (
+            kernel.unsupported_reason(KernelRequest(BitQuantConfig.int4(), "cpu", torch.float32, in_features, 1))
+            == reason
+        )
 
 
 def test_use_reaches_layers_that_have_decided(own_registry: None) -> None:
@@ -215,7 +226,7 @@ def test_environment_variable_chooses_a_lower_instruction_set(name: str, monkeyp
         pytest.skip(f"{name} cannot run here")
     monkeypatch.setenv("BITLAB_CPU_ISA", name)
     assert KernelRegistry.get_kernel_for_config(CONFIG).name == name
-    assert KernelRegistry.get_kernel_for_config(BitQuantConfig.int4()).name == "reference"
+    assert KernelRegistry.get_kernel_for_config(UNALIGNED_GROUPS).name == "reference"
     monkeypatch.setenv("BITLAB_CPU_ISA", "avx9")
     with pytest.raises(KernelNotFoundError, match=r"BITLAB_CPU_ISA is 'avx9', expected one of .*portable on this CPU"):
         KernelRegistry.get_kernel_for_config(CONFIG)

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bitcore.exceptions import ConfigError, KernelNotFoundError, LayerStateError
+from bitcore.kernels import KernelRegistry
 from bitlayers import BitLinear, TernaryLinear, deploy
 
 
@@ -33,17 +34,22 @@ def test_without_quantization_it_is_nn_linear() -> None:
     assert not deploy(model)[0].is_deployed
 
 
-@pytest.mark.parametrize("backend", ["auto", "python", "reference"])
+@pytest.mark.parametrize("backend", ["python", "reference"])
 def test_backends(backend: str) -> None:
     assert TernaryLinear(8, 4, backend=backend).eval().kernel.name == "reference"
+
+
+def test_auto_takes_the_best_kernel() -> None:
+    layer = TernaryLinear(8, 4).eval()
+    assert layer.kernel.name == KernelRegistry.get_kernel_for_config(layer.quant_config).name
 
 
 def test_wrong_backends_and_factors_are_refused() -> None:
     with pytest.raises(KernelNotFoundError, match="no kernel is named 'fpga'"):
         TernaryLinear(8, 4, backend="fpga")
-    layer = TernaryLinear(8, 4, backend="portable").eval()
-    with pytest.raises(KernelNotFoundError, match=r"activation_dtype is float32, serves int8|not built"):
-        layer(torch.randn(1, 8))
+    layer = TernaryLinear(8, 4, backend="portable", dtype=torch.float64).eval()
+    with pytest.raises(KernelNotFoundError, match=r"dtype is torch.float64, serves torch.bfloat16|not built"):
+        layer(torch.randn(1, 8, dtype=torch.float64))
     with pytest.raises(ConfigError, match="threshold_factor"):
         TernaryLinear(8, 4, threshold_factor=-1.0)
 

@@ -1,136 +1,100 @@
 // The operators of the CPU kernels, registered through LibTorch's stable ABI: one build serves every Python and every
 // torch >= 2.10. Arguments are checked here once more than in Python, so that no call can read outside its tensors.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <stdexcept>
-#include <vector>
 
 #include "../cpu/dispatch.h"
 #include "../cpu/linear.h"
+#include "tensors.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-namespace cpu = bitlab::cpu;
+using namespace bitlab;
 
-// Plain strings: STD_TORCH_CHECK formats with streams, which crash in a library that links the C++ runtime statically.
-// The Python side finds out which argument was what.
-void require(bool condition, const char* message) {
-  if (!condition) throw std::runtime_error(message);
-}
-
-bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
-}
-
-cpu::Dtype dtype_of(ScalarType type) {
-  return type == ScalarType::Float      ? cpu::Dtype::kFloat32
-         : type == ScalarType::BFloat16 ? cpu::Dtype::kBFloat16
-                                        : cpu::Dtype::kFloat16;
-}
-
-// The distance between rows if x can be read as [M, K] where it lies, else nothing.
-std::optional<int64_t> row_stride(const Tensor& x) {
-  const auto sizes = x.sizes();
-  const auto strides = x.strides();
-  const int64_t last = x.dim() - 1;
-  if (strides[last] != 1 && sizes[last] != 1) return std::nullopt;
-  if (last == 0) return sizes[0];
-  int64_t stride = 0, rows = 1;
-  for (int64_t d = last - 1; d >= 0; --d) {
-    if (sizes[d] == 1) continue;
-    if (rows == 1) {
-      stride = strides[d];
-    } else if (strides[d] != stride * rows) {
-      return std::nullopt;
-    }
-    rows *= sizes[d];
+// What a layer's config says, in one integer, because each argument costs 0.2 us a call. Made in
+// bitcore/kernels/cpu.py.
+struct Mode {
+  explicit Mode(int64_t bits)
+      : kernel(bits & 0xff), format(bits >> 8 & 3), quantization(bits >> 10 & 3), group_size(bits >> 16) {
+    require(bits >= 0 && kernel < cpu::kernel_count() && format < 3 && quantization < 3,
+            "mode names no kernel, format or quantization of this build");
   }
-  return stride;
-}
 
-// An uninitialized contiguous tensor with x's sizes but for the last, x's dtype, on the CPU. Through the C interface,
-// because torch::stable::new_empty takes 0.8 us longer, a fifth of the call of a small layer.
-Tensor empty_output(const Tensor& x, int64_t last_size) {
-  constexpr int64_t kMaxDimensions = 64;  // as many as PyTorch allows
-  int64_t sizes[kMaxDimensions], strides[kMaxDimensions];
-  const int64_t dimensions = x.dim();
-  require(dimensions <= kMaxDimensions, "x must have at most 64 dimensions");
-  const auto x_sizes = x.sizes();
-  for (int64_t d = dimensions - 1, stride = 1; d >= 0; --d) {
-    sizes[d] = d == dimensions - 1 ? last_size : x_sizes[d];
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
+  int64_t kernel, format, quantization, group_size;
+};
+
+// A weight with its checked tensors, and a float32 bias if it was none.
+struct CheckedWeight {
+  CheckedWeight(const cpu::Layout& layout, int64_t k, const Tensor& packed, const Tensor& scale,
+                const Tensor* zero_point, const Tensor* bias) {
+    const int64_t per_byte = cpu::weights_per_byte(layout.format);
+    require(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 2 &&
+                packed.size(1) == (k + per_byte - 1) / per_byte && packed.is_contiguous(),
+            "weight_packed must be a contiguous uint8 CPU tensor [out_features, bytes of in_features]");
+    const int64_t n = packed.size(0);
+    const int64_t groups = layout.group_size == 0 ? 0 : (k + layout.group_size - 1) / layout.group_size;
+    const bool shaped = groups > 0 ? scale.dim() == 2 && (scale.size(0) == n || n == 0) && scale.size(1) == groups
+                                   : scale.dim() == 1 && (scale.size(0) == 1 || scale.size(0) == n);
+    require(scale.is_cpu() && scale.scalar_type() == ScalarType::Float && shaped && scale.is_contiguous(),
+            "weight_scale must be a contiguous float32 CPU tensor [1], [out_features] or [out_features, groups]");
+    require(zero_point == nullptr || (zero_point->is_cpu() && zero_point->scalar_type() == ScalarType::Char &&
+                                      zero_point->dim() == scale.dim() && zero_point->size(0) == scale.size(0) &&
+                                      zero_point->numel() == scale.numel() && zero_point->is_contiguous()),
+            "weight_zero_point must be a contiguous int8 CPU tensor of weight_scale's shape");
+    require(bias == nullptr || (bias->is_cpu() && is_floating(bias->scalar_type()) && bias->dim() == 1 &&
+                                bias->size(0) == n && bias->is_contiguous()),
+            "bias must be a contiguous floating-point CPU tensor [out_features]");
+    const bool convert = bias != nullptr && bias->scalar_type() != ScalarType::Float;
+    if (convert) bias_float32 = as_float32(*bias);
+    weight = {
+        .packed = static_cast<const uint8_t*>(packed.const_data_ptr()),
+        .n = n,
+        .scale = static_cast<const float*>(scale.const_data_ptr()),
+        .scale_stride = groups > 0           ? groups
+                        : scale.size(0) == 1 ? 0
+                                             : 1,
+        .zero_point = zero_point == nullptr ? nullptr : static_cast<const int8_t*>(zero_point->const_data_ptr()),
+        .bias = convert           ? bias_float32.data()
+                : bias != nullptr ? static_cast<const float*>(bias->const_data_ptr())
+                                  : nullptr,
+        .y = nullptr,
+    };
   }
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dimensions, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+
+  cpu::Weight weight;
+  std::vector<float> bias_float32;
+};
+
+cpu::Layout layout_of(const Mode& mode, int64_t in_features) {
+  const auto format = static_cast<cpu::Format>(mode.format);
+  require(in_features >= 1 && in_features <= cpu::most_in_features(format), "in_features is too small or too large");
+  require(mode.group_size % cpu::weights_per_byte(format) == 0,
+          "group_size must be a multiple of the weights in a byte");
+  return {format, mode.group_size};
 }
 
-// A float32 copy of a bfloat16 or float16 vector.
-std::vector<float> as_float32(const Tensor& vector) {
-  const auto* values = static_cast<const uint16_t*>(vector.const_data_ptr());
-  const bool bfloat16 = vector.scalar_type() == ScalarType::BFloat16;
-  std::vector<float> result(static_cast<size_t>(vector.numel()));
-  for (size_t i = 0; i < result.size(); ++i)
-    result[i] = bfloat16 ? cpu::from_bfloat16(values[i]) : cpu::from_float16(values[i]);
-  return result;
-}
-
-// `mode` is one integer for two, because each costs 0.2 us a call: 2 * kernel + (1 if activations have one scale for
-// the tensor).
-Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor& weight_scale,
-                      const std::optional<Tensor>& bias, int64_t in_features, int64_t mode) {
-  const ScalarType type = x.scalar_type();
-  require(0 <= mode && mode < 2 * cpu::kernel_count(), "mode names no kernel of this build");
-  const cpu::Kernel& kernel = cpu::kernel_at(static_cast<int>(mode / 2));
-  require(cpu::missing_features(kernel) == 0, "this CPU lacks instructions that the kernel needs");
-  require(x.is_cpu() && is_floating(type), "x must be a float32, bfloat16 or float16 CPU tensor");
-  require(in_features >= 1 && in_features <= int64_t{1} << 23, "in_features must be 1 to 2**23");
+void check_x(const Tensor& x, int64_t in_features) {
+  require(x.is_cpu() && is_floating(x.scalar_type()), "x must be a float32, bfloat16 or float16 CPU tensor");
   require(x.dim() >= 1 && x.size(x.dim() - 1) == in_features, "x must have in_features as its last size");
-  require(weight_packed.is_cpu() && weight_packed.scalar_type() == ScalarType::Byte && weight_packed.dim() == 2 &&
-              weight_packed.size(1) == (in_features + 3) / 4 && weight_packed.is_contiguous(),
-          "weight_packed must be a contiguous uint8 CPU tensor [out_features, ceil(in_features / 4)]");
-  const int64_t n = weight_packed.size(0);
-  require(weight_scale.is_cpu() && weight_scale.scalar_type() == ScalarType::Float && weight_scale.dim() == 1 &&
-              (weight_scale.size(0) == 1 || weight_scale.size(0) == n) && weight_scale.is_contiguous(),
-          "weight_scale must be a contiguous float32 CPU tensor [1] or [out_features]");
-  require(!bias || (bias->is_cpu() && is_floating(bias->scalar_type()) && bias->dim() == 1 && bias->size(0) == n &&
-                    bias->is_contiguous()),
-          "bias must be a contiguous floating-point CPU tensor [out_features]");
+}
 
-  Tensor y = empty_output(x, n);
-  if (y.numel() == 0) return y;
-
-  std::optional<int64_t> stride = row_stride(x);
+void multiply(const Tensor& x, int64_t in_features, const Mode& mode, const cpu::Layout& layout,
+              const cpu::Weight* weights, int64_t weight_count) {
+  const cpu::Kernel& kernel = cpu::kernel_at(static_cast<int>(mode.kernel));
+  require(cpu::missing_features(kernel) == 0, "this CPU lacks instructions that the kernel needs");
+  if (x.numel() == 0) return;
+  const std::optional<int64_t> stride = row_stride(x);
   const Tensor rows = stride ? x : torch::stable::contiguous(x);
-  const bool convert_bias = bias && bias->scalar_type() != ScalarType::Float;
-  const std::vector<float> bias_float32 = convert_bias ? as_float32(*bias) : std::vector<float>();
-  cpu::LinearArguments arguments{
+  const cpu::Activations activations{
       .x = rows.const_data_ptr(),
-      .dtype = dtype_of(type),
+      .dtype = dtype_of(x.scalar_type()),
       .m = x.numel() / in_features,
-      .n = n,
       .k = in_features,
       .x_stride = stride.value_or(in_features),
-      .weight = static_cast<const uint8_t*>(weight_packed.const_data_ptr()),
-      .weight_scale = static_cast<const float*>(weight_scale.const_data_ptr()),
-      .weight_scale_step = weight_scale.size(0) == 1 ? 0 : 1,
-      .bias = convert_bias ? bias_float32.data()
-              : bias       ? static_cast<const float*>(bias->const_data_ptr())
-                           : nullptr,
-      .per_tensor = mode % 2 == 1,
-      .y = y.mutable_data_ptr(),
+      .quantization = static_cast<cpu::Quantization>(mode.quantization),
   };
   thread_local cpu::Scratch scratch;
-  const bool done = cpu::linear(kernel, arguments, scratch, [](int64_t count, int64_t grain, const auto& work) {
+  cpu::Linear linear(kernel, layout, activations, weights, weight_count, scratch);
+  const bool done = linear.run([](int64_t count, int64_t grain, const auto& work) {
     if (count <= grain) {
       work(0, count);
     } else {
@@ -138,15 +102,64 @@ Tensor ternary_linear(const Tensor& x, const Tensor& weight_packed, const Tensor
     }
   });
   require(done, "out of memory for the quantized activations");
+}
+
+const Tensor* pointer_to(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
+
+Tensor packed_linear(const Tensor& x, const Tensor& weight_packed, const Tensor& weight_scale,
+                     const std::optional<Tensor>& weight_zero_point, const std::optional<Tensor>& bias,
+                     int64_t in_features, int64_t mode_bits) {
+  const Mode mode(mode_bits);
+  const cpu::Layout layout = layout_of(mode, in_features);
+  check_x(x, in_features);
+  CheckedWeight checked(layout, in_features, weight_packed, weight_scale, pointer_to(weight_zero_point),
+                        pointer_to(bias));
+  Tensor y = empty_output(x, checked.weight.n);
+  checked.weight.y = y.mutable_data_ptr();
+  multiply(x, in_features, mode, layout, &checked.weight, 1);
   return y;
+}
+
+// Several weights that read the same x, which is quantized once. Lists of zero points and biases are empty or full.
+std::vector<Tensor> packed_linear_group(const Tensor& x, const std::vector<Tensor>& weight_packed,
+                                        const std::vector<Tensor>& weight_scale,
+                                        const std::vector<Tensor>& weight_zero_point, const std::vector<Tensor>& bias,
+                                        int64_t in_features, int64_t mode_bits) {
+  const Mode mode(mode_bits);
+  const cpu::Layout layout = layout_of(mode, in_features);
+  check_x(x, in_features);
+  const size_t count = weight_packed.size();
+  require(weight_scale.size() == count && (weight_zero_point.empty() || weight_zero_point.size() == count) &&
+              (bias.empty() || bias.size() == count),
+          "the lists of weights, scales, zero points and biases must be equally long");
+  std::vector<CheckedWeight> checked;
+  std::vector<cpu::Weight> weights;
+  std::vector<Tensor> outputs;
+  checked.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    checked.emplace_back(layout, in_features, weight_packed[i], weight_scale[i],
+                         weight_zero_point.empty() ? nullptr : &weight_zero_point[i],
+                         bias.empty() ? nullptr : &bias[i]);
+    outputs.push_back(empty_output(x, checked[i].weight.n));
+    weights.push_back(checked[i].weight);
+    weights[i].y = outputs[i].mutable_data_ptr();
+  }
+  multiply(x, in_features, mode, layout, weights.data(), static_cast<int64_t>(count));
+  return outputs;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bitlab, m) {
   m.def(
-      "ternary_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias, int in_features, "
-      "int mode) -> Tensor");
+      "packed_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias, "
+      "int in_features, int mode) -> Tensor");
+  m.def(
+      "packed_linear_group(Tensor x, Tensor[] weight_packed, Tensor[] weight_scale, Tensor[] weight_zero_point, "
+      "Tensor[] bias, int in_features, int mode) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bitlab, CPU, m) { m.impl("ternary_linear", TORCH_BOX(&ternary_linear)); }
+STABLE_TORCH_LIBRARY_IMPL(bitlab, CPU, m) {
+  m.impl("packed_linear", TORCH_BOX(&packed_linear));
+  m.impl("packed_linear_group", TORCH_BOX(&packed_linear_group));
+}

@@ -29,8 +29,6 @@ uint64_t detect() {
   const uint64_t saved = saved_register_states();
   if ((saved & kAvxState) != kAvxState) return 0;
   uint64_t features = 0;
-  if (has(c, 12)) features |= kFeatureFma;
-  if (has(c, 29)) features |= kFeatureF16c;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   if (has(b, 5)) features |= kFeatureAvx2;
   if ((saved & kAvx512State) == kAvx512State) {

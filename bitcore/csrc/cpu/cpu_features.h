@@ -11,22 +11,18 @@ struct CpuFeature {
 };
 
 constexpr uint64_t kFeatureAvx2 = 1u << 0;
-constexpr uint64_t kFeatureFma = 1u << 1;
-constexpr uint64_t kFeatureF16c = 1u << 2;
-constexpr uint64_t kFeatureAvxVnni = 1u << 3;
-constexpr uint64_t kFeatureAvx512f = 1u << 4;
-constexpr uint64_t kFeatureAvx512bw = 1u << 5;
-constexpr uint64_t kFeatureAvx512vl = 1u << 6;
-constexpr uint64_t kFeatureAvx512Vnni = 1u << 7;
-constexpr uint64_t kFeatureNeon = 1u << 8;
-constexpr uint64_t kFeatureNeonDotprod = 1u << 9;
-constexpr uint64_t kFeatureNeonI8mm = 1u << 10;
+constexpr uint64_t kFeatureAvxVnni = 1u << 1;
+constexpr uint64_t kFeatureAvx512f = 1u << 2;
+constexpr uint64_t kFeatureAvx512bw = 1u << 3;
+constexpr uint64_t kFeatureAvx512vl = 1u << 4;
+constexpr uint64_t kFeatureAvx512Vnni = 1u << 5;
+constexpr uint64_t kFeatureNeon = 1u << 6;
+constexpr uint64_t kFeatureNeonDotprod = 1u << 7;
+constexpr uint64_t kFeatureNeonI8mm = 1u << 8;
 
 // clang-format off
 constexpr CpuFeature kCpuFeatures[] = {
     {"avx2", kFeatureAvx2},
-    {"fma", kFeatureFma},
-    {"f16c", kFeatureF16c},
     {"avx_vnni", kFeatureAvxVnni},
     {"avx512f", kFeatureAvx512f},
     {"avx512bw", kFeatureAvx512bw},

@@ -16,6 +16,9 @@ const Kernel* const kKernels[] = {
 #if defined(BITLAB_HAVE_AVX2)
     &kAvx2,
 #endif
+#if defined(BITLAB_HAVE_NEON_I8MM)
+    &kNeonI8mm,
+#endif
 #if defined(BITLAB_HAVE_NEON_DOTPROD)
     &kNeonDotprod,
 #endif

@@ -1,11 +1,14 @@
 // The table of plain functions that every CPU kernel fills in: no torch, no threads, no allocation.
 //
-// Sizes: M tokens, N out_features, K in_features. One plane is ceil(K / 4) bytes, padded to a multiple of 64.
+// All formats are multiplied in one way. A byte holds P codes (4 in 2bit, 5 in base3, 2 in int4), so the activations
+// are laid out in P planes: value P * i + j lies at byte i of plane j. Code j of 64 weight bytes then meets 64
+// neighbouring activations, and no byte of either is ever shuffled.
 //
-//   weights     w   [N, ceil(K/4)] uint8   codes u = t + 1, four a byte, weight 4i + j in bits 2j+1:2j of byte i
-//   activations x_q [M, 4, plane]  int8    value 4i + j at [j, i]; zeros behind the end; 64-byte aligned
+//     weights  w    [N, bytes]      uint8   bytes = ceil(K / P); codes are unsigned: weight + code_of_zero(format)
+//     vectors  x_q  [M, P, plane]   int8    plane = bytes padded to a multiple of 64
 //
-// So (w[i] >> 2j) & 3 meets x_q[j][i] for 64 bytes at once, with one mask, and no byte of either is ever moved again.
+// A vector is a token of int8 activations, or one of the three int8 digits of a token of floating-point activations:
+// x is about (digit_0 + digit_1 / 2**8 + digit_2 / 2**16) * scale, 24 bits in all.
 #pragma once
 
 #include <stddef.h>
@@ -14,37 +17,75 @@
 namespace bitlab::cpu {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16 };
+enum class Format : int { k2Bit, kBase3, kInt4 };
+
+constexpr int weights_per_byte(Format format) { return format == Format::k2Bit ? 4 : format == Format::kBase3 ? 5 : 2; }
+constexpr int code_of_zero(Format format) { return format == Format::kInt4 ? 8 : 1; }
+
+// int32 holds the sum of as many products of codes and int8 activations.
+constexpr int64_t most_in_features(Format format) { return int64_t{1} << (format == Format::kInt4 ? 20 : 23); }
 
 constexpr int64_t kPlaneAlignment = 64;
+constexpr int64_t kReadAhead = 64;  // bytes behind the end of x_q that matmul may read; their values do not matter
+constexpr int kFloatDigits = 3;     // vectors of a token of floating-point activations
+
+// The operands of matmul: `bytes` columns of n weight rows with m vectors.
+struct Product {
+  const int8_t* x_q;
+  int64_t m;
+  int64_t vector_stride;
+  int64_t plane;  // from one plane of a vector to its next
+  const uint8_t* w;
+  int64_t n;
+  int64_t row_stride;
+  int64_t bytes;
+  int32_t* acc;  // [m, n]
+  int64_t acc_stride;
+};
+
+// What turns the int32 sums of one token and n rows into floats.
+struct Sums {
+  int32_t* acc;  // [digits, n]; overwritten
+  int64_t acc_stride;
+  int digits;             // 1 or kFloatDigits
+  const int32_t* x_sums;  // [digits], the sums of the vectors
+  int code_of_zero;
+  const int8_t* zero_point;  // [n] at scale_stride, or null for 0
+  float x_scale;
+  const float* w_scale;
+  int64_t scale_stride;  // 0 for one scale for all rows
+};
 
 struct Kernel {
-  const char* name;    // also the name of the Python kernel
-  uint64_t required;   // bits of cpu_features.h, all needed
-  int64_t token_tile;  // most tokens in one call of matmul
+  const char* name;   // also the name of the Python kernel
+  uint64_t required;  // bits of cpu_features.h, all needed
+
+  // acc[v][n] = sum over k of code[n][k] * x_q[v][k] modulo 2**32.
+  void (*matmul)(Format format, const Product& product);
 
   // The bits of max(abs(x[0..k))), a float32 with its sign cleared. As integers NaN > Inf > every finite value, so one
   // comparison with 0x7f800000 afterwards tells whether the row is finite.
   uint32_t (*absmax_bits)(const void* x, Dtype dtype, int64_t k);
 
-  // x_q [4, plane] = saturate_int8(rint(x * inverse_scale)), rounded half to even, padded with zeros; returns the sum
-  // of x_q.
-  int32_t (*quantize)(const void* x, Dtype dtype, int64_t k, float inverse_scale, int8_t* x_q, int64_t plane);
+  // Quantizes x[0..k) to `digits` vectors, `planes` planes each: int8 rint(x * factor), or for three digits the 24-bit
+  // number rint(x * factor) in signed digits of base 256, highest first. Half to even; abs(x * factor) must stay below
+  // 2**23. Writes ceil(k / planes) bytes of every plane and the sum of each vector.
+  void (*quantize)(const void* x, Dtype dtype, int64_t k, float factor, int digits, int planes, int8_t* x_q,
+                   int64_t plane, int32_t* x_sums);
 
-  // acc[m * acc_stride + n] = sum over k of u[n][k] * x_q[m][k] modulo 2**32, for m <= token_tile tokens and n weight
-  // rows.
-  void (*matmul)(const int8_t* x_q, int64_t m, int64_t plane, const uint8_t* w, int64_t n, int64_t row_bytes,
-                 int32_t* acc, int64_t acc_stride);
+  // total[i] (+)= product[i] * (x_scale * w_scale[i]), where product is the sum over weights and activations that acc,
+  // x_sums and the zeros of both say; three digits are put together in float32, highest first.
+  void (*scale_sums)(const Sums& sums, int64_t n, bool add, float* total);
 
-  // y[i] = float(acc[i] - x_sum) * (x_scale * w_scale[i * w_scale_step]) + bias[i], rounded to dtype. bias may be null.
-  void (*store)(const int32_t* acc, int64_t n, int32_t x_sum, float x_scale, const float* w_scale, int64_t w_scale_step,
-                const float* bias, void* y, Dtype dtype);
+  // y[i] = total[i] * factor + bias[i], rounded to dtype. bias may be null.
+  void (*write)(const float* total, int64_t n, float factor, const float* bias, void* y, Dtype dtype);
 };
 
 extern const Kernel kPortable;
 #if defined(__x86_64__)
 extern const Kernel kAvx2, kAvxVnni, kAvx512Vnni;
 #elif defined(__aarch64__)
-extern const Kernel kNeon, kNeonDotprod;
+extern const Kernel kNeon, kNeonDotprod, kNeonI8mm;
 #endif
 
 }  // namespace bitlab::cpu

@@ -1,9 +1,9 @@
-// y = dequantize(quantize(x) @ weight.T) + bias on one of the kernels: what is computed in which order, and who
-// computes what. Torch-free: the caller owns the memory and the threads.
+// y = dequantize(quantize(x) @ weight.T) + bias on one of the kernels, for one weight or for several that read the same
+// x: what is computed in which order, and who computes what. Torch-free: the caller owns the memory and the threads.
 //
 //   1. quantize   every token once, into scratch                                   parallel over tokens
 //   2. multiply   blocks of rows that stay in L2 x tiles of tokens that stay in L1  parallel over rows
-//      and store  while a block's int32 sums are still in L1
+//      and write  while a block's int32 sums are still in L1
 #pragma once
 
 #include <algorithm>
@@ -17,42 +17,56 @@
 
 namespace bitlab::cpu {
 
-struct LinearArguments {
+// How x becomes int8. kFloat: three int8 digits a value, so that only a 24-bit rounding is lost.
+enum class Quantization : int { kPerToken, kPerTensor, kFloat };
+
+struct Activations {
   const void* x;  // [m, k], rows x_stride elements apart
   Dtype dtype;    // of x and y
-  int64_t m, n, k;
+  int64_t m, k;
   int64_t x_stride;
-  const uint8_t* weight;      // [n, row_bytes]
-  const float* weight_scale;  // [1] or [n]
-  int64_t weight_scale_step;  // 0 or 1
-  const float* bias;          // [n] or null
-  bool per_tensor;            // one activation scale for all tokens, not one for each
-  void* y;                    // [m, n], contiguous
+  Quantization quantization;
+};
+
+struct Weight {
+  const uint8_t* packed;  // [n, ceil(k / weights_per_byte)]
+  int64_t n;
+  const float* scale;        // [1], [n] or [n, groups]
+  int64_t scale_stride;      // 0, 1 or groups
+  const int8_t* zero_point;  // as scale, or null
+  const float* bias;         // [n] or null
+  void* y;                   // [m, n], contiguous
+};
+
+// What all weights of a call have in common.
+struct Layout {
+  Format format;
+  int64_t group_size;  // input features a scale, a multiple of weights_per_byte; 0 without groups
 };
 
 // Quantized activations of one chunk of tokens. Kept by a thread from call to call, so that a call allocates nothing
 // but y.
 class Scratch {
  public:
-  struct Token {
-    float scale;
-    int32_t sum;
-  };
-
-  // Memory for `tokens` rows of `bytes` each, 64-byte aligned; false if there is none.
-  bool reserve(int64_t tokens, int64_t bytes) {
-    const size_t needed = static_cast<size_t>(tokens) * (static_cast<size_t>(bytes) + sizeof(Token));
+  // Memory for `tokens` tokens of `vector_bytes` int8 and `sums` int32 each; false if there is none.
+  bool reserve(int64_t tokens, int64_t vector_bytes, int64_t sums) {
+    const int64_t vectors = tokens * vector_bytes + kReadAhead;
+    const auto needed = static_cast<size_t>(vectors + tokens * (sums + 1) * int64_t{4});
     if (needed > capacity_) {
       const size_t rounded = (needed + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
       memory_.reset(static_cast<int8_t*>(std::aligned_alloc(kPlaneAlignment, rounded)));
       capacity_ = memory_ ? rounded : 0;
     }
-    tokens_ = reinterpret_cast<Token*>(memory_.get() + tokens * bytes);
+    vector_bytes_ = vector_bytes;
+    sums_per_token_ = sums;
+    sums_ = reinterpret_cast<int32_t*>(memory_.get() + vectors);
+    scales_ = reinterpret_cast<float*>(sums_ + tokens * sums);
     return memory_ != nullptr;
   }
 
-  int8_t* activations() { return memory_.get(); }
-  Token* tokens() { return tokens_; }
+  int8_t* vectors(int64_t token) { return memory_.get() + token * vector_bytes_; }
+  int32_t* sums(int64_t token) { return sums_ + token * sums_per_token_; }  // [groups, digits]
+  float& scale(int64_t token) { return scales_[token]; }
 
  private:
   struct Free {
@@ -60,84 +74,162 @@ class Scratch {
   };
   std::unique_ptr<int8_t, Free> memory_;
   size_t capacity_ = 0;
-  Token* tokens_ = nullptr;
+  int64_t vector_bytes_ = 0, sums_per_token_ = 0;
+  int32_t* sums_ = nullptr;
+  float* scales_ = nullptr;
 };
 
 constexpr int64_t kRowBlock = 128;                      // rows multiplied before their sums are stored
-constexpr int64_t kRowGroup = 4;                        // rows that a thread takes together
-constexpr int64_t kMaxTokenTile = 8;                    // no kernel's token_tile is larger
+constexpr int64_t kRowUnit = 4;                         // rows that a thread takes together
+constexpr int64_t kTokenTile = 8;                       // tokens multiplied before their sums are stored
 constexpr int64_t kScratchBytes = int64_t{4} << 20;     // activations quantized at once
 constexpr int64_t kProductsPerTask = int64_t{1} << 19;  // below this a second thread costs more than it brings
 constexpr int64_t kActivationsPerTask = int64_t{1} << 14;
 
 inline int64_t item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
-inline const void* token_at(const LinearArguments& a, int64_t token) {
-  return static_cast<const char*>(a.x) + token * a.x_stride * item_size(a.dtype);
-}
-
-// The activation rule (absmax): m = max(abs(x)), q = rint(x * (1 / m * 127)), scale = m / 127, all float32. The
-// reciprocal is rounded before it is multiplied, as PyTorch does in `127 / m`. A row with NaN or Inf gets q = 0 and
-// scale = NaN, so that all its outputs are NaN and no other token's are.
-inline Scratch::Token quantize_token(const Kernel& kernel, const LinearArguments& a, int64_t token,
-                                     uint32_t absmax_bits, int8_t* x_q, int64_t plane) {
-  if (absmax_bits >= 0x7f800000) {
-    memset(x_q, 0, static_cast<size_t>(4 * plane));
-    return {std::numeric_limits<float>::quiet_NaN(), 0};
+// One call: the sizes that follow from its arguments, and its two steps.
+class Linear {
+ public:
+  Linear(const Kernel& kernel, const Layout& layout, const Activations& activations, const Weight* weights,
+         int64_t weight_count, Scratch& scratch)
+      : kernel_(kernel),
+        layout_(layout),
+        a_(activations),
+        weights_(weights),
+        weight_count_(weight_count),
+        scratch_(scratch) {
+    planes_ = weights_per_byte(layout.format);
+    digits_ = a_.quantization == Quantization::kFloat ? kFloatDigits : 1;
+    group_size_ = layout.group_size == 0 ? a_.k : std::min(layout.group_size, a_.k);
+    groups_ = (a_.k + group_size_ - 1) / group_size_;
+    row_bytes_ = (a_.k + planes_ - 1) / planes_;
+    plane_ = (row_bytes_ + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
+    for (int64_t i = 0; i < weight_count; ++i) row_units_ += units_of(weights[i]);
   }
-  const float largest = std::max(float_of(absmax_bits), 1e-5f);
-  return {largest / 127.0f, kernel.quantize(token_at(a, token), a.dtype, a.k, 1.0f / largest * 127.0f, x_q, plane)};
-}
 
-inline void multiply_rows(const Kernel& kernel, const LinearArguments& a, Scratch& scratch, int64_t plane,
-                          int64_t first_token, int64_t tokens, int64_t row_begin, int64_t row_end) {
-  alignas(64) int32_t acc[kMaxTokenTile * kRowBlock];
-  const int64_t row_bytes = (a.k + 3) / 4;
-  for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
-    const int64_t rows = std::min(kRowBlock, row_end - row);
-    for (int64_t t = 0; t < tokens; t += kernel.token_tile) {
-      const int64_t tile = std::min(kernel.token_tile, tokens - t);
-      kernel.matmul(scratch.activations() + t * 4 * plane, tile, plane, a.weight + row * row_bytes, rows, row_bytes,
-                    acc, kRowBlock);
-      for (int64_t i = 0; i < tile; ++i) {
-        const Scratch::Token token = scratch.tokens()[t + i];
-        char* y = static_cast<char*>(a.y) + ((first_token + t + i) * a.n + row) * item_size(a.dtype);
-        kernel.store(acc + i * kRowBlock, rows, token.sum, token.scale, a.weight_scale + row * a.weight_scale_step,
-                     a.weight_scale_step, a.bias == nullptr ? nullptr : a.bias + row, y, a.dtype);
+  // parallel_for(count, grain, f) calls f(begin, end) over [0, count). Returns false when scratch memory cannot be had.
+  template <class ParallelFor>
+  bool run(const ParallelFor& parallel_for) {
+    const int64_t token_bytes = digits_ * planes_ * plane_;
+    const int64_t chunk = std::min(a_.m, std::max(kTokenTile, kScratchBytes / token_bytes / kTokenTile * kTokenTile));
+    if (!scratch_.reserve(chunk, token_bytes, groups_ * digits_)) return false;
+    if (a_.quantization == Quantization::kPerTensor) {
+      for (int64_t t = 0; t < a_.m; ++t) tensor_absmax_ = std::max(tensor_absmax_, absmax_bits(t));
+    }
+    for (int64_t first = 0; first < a_.m; first += chunk) {
+      const int64_t tokens = std::min(chunk, a_.m - first);
+      parallel_for(tokens, std::max<int64_t>(1, kActivationsPerTask / a_.k), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) quantize_token(first, t);
+      });
+      const int64_t products = kRowUnit * a_.k * tokens * digits_;
+      parallel_for(row_units_, std::max<int64_t>(1, kProductsPerTask / products),
+                   [&](int64_t begin, int64_t end) { multiply_units(first, tokens, begin, end); });
+    }
+    return true;
+  }
+
+ private:
+  static int64_t units_of(const Weight& weight) { return (weight.n + kRowUnit - 1) / kRowUnit; }
+
+  const void* token_at(int64_t token) const {
+    return static_cast<const char*>(a_.x) + token * a_.x_stride * item_size(a_.dtype);
+  }
+
+  uint32_t absmax_bits(int64_t token) const { return kernel_.absmax_bits(token_at(token), a_.dtype, a_.k); }
+
+  // absmax, all float32. int8: m = max(abs(x)), at least 1e-5, q = rint(x * (1 / m * 127)), scale = m / 127; the
+  // reciprocal is rounded before it is multiplied, as PyTorch does in `127 / m`. Floating point: the same with 16 bits
+  // more, and room for any m. A token with NaN or Inf gets q = 0 and scale = NaN, so that all its outputs are NaN and
+  // no other token's are.
+  void quantize_token(int64_t first, int64_t t) {
+    const uint32_t bits = a_.quantization == Quantization::kPerTensor ? tensor_absmax_ : absmax_bits(first + t);
+    if (bits >= 0x7f800000) {
+      memset(scratch_.vectors(t), 0, static_cast<size_t>(digits_ * planes_ * plane_));
+      memset(scratch_.sums(t), 0, static_cast<size_t>(groups_ * digits_) * sizeof(int32_t));
+      scratch_.scale(t) = std::numeric_limits<float>::quiet_NaN();
+      return;
+    }
+    float factor;
+    if (digits_ == 1) {
+      const float largest = std::max(float_of(bits), 1e-5f);
+      factor = 1.0f / largest * 127.0f;
+      scratch_.scale(t) = largest / 127.0f;
+    } else {
+      constexpr float kLargest = 127.0f * 65536.0f;
+      const float largest = std::max(float_of(bits), 1e-30f);
+      factor = kLargest / largest;
+      scratch_.scale(t) = largest / kLargest;
+    }
+    const char* x = static_cast<const char*>(token_at(first + t));
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t begin = g * group_size_;
+      kernel_.quantize(x + begin * item_size(a_.dtype), a_.dtype, std::min(group_size_, a_.k - begin), factor, digits_,
+                       planes_, scratch_.vectors(t) + begin / planes_, plane_, scratch_.sums(t) + g * digits_);
+    }
+  }
+
+  void multiply_units(int64_t first, int64_t tokens, int64_t begin, int64_t end) {
+    for (int64_t i = 0, unit = 0; i < weight_count_ && unit < end; unit += units_of(weights_[i]), ++i) {
+      const int64_t row_begin = std::max<int64_t>(begin - unit, 0) * kRowUnit;
+      const int64_t row_end = std::min(weights_[i].n, (end - unit) * kRowUnit);
+      for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
+        const int64_t rows = std::min(kRowBlock, row_end - row);
+        for (int64_t t = 0; t < tokens; t += kTokenTile) {
+          multiply_block(weights_[i], first, t, std::min(kTokenTile, tokens - t), row, rows);
+        }
       }
     }
   }
-}
 
-// parallel_for(count, grain, f) calls f(begin, end) over [0, count). Returns false when scratch memory cannot be had.
-template <class ParallelFor>
-bool linear(const Kernel& kernel, const LinearArguments& a, Scratch& scratch, const ParallelFor& parallel_for) {
-  const int64_t plane = ((a.k + 3) / 4 + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
-  const int64_t chunk =
-      std::min(a.m, std::max(kernel.token_tile, kScratchBytes / (4 * plane) / kernel.token_tile * kernel.token_tile));
-  if (!scratch.reserve(chunk, 4 * plane)) return false;
-
-  uint32_t tensor_absmax = 0;
-  if (a.per_tensor) {
-    for (int64_t t = 0; t < a.m; ++t)
-      tensor_absmax = std::max(tensor_absmax, kernel.absmax_bits(token_at(a, t), a.dtype, a.k));
-  }
-  for (int64_t first = 0; first < a.m; first += chunk) {
-    const int64_t tokens = std::min(chunk, a.m - first);
-    parallel_for(tokens, std::max<int64_t>(1, kActivationsPerTask / a.k), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const uint32_t absmax = a.per_tensor ? tensor_absmax : kernel.absmax_bits(token_at(a, first + t), a.dtype, a.k);
-        scratch.tokens()[t] =
-            quantize_token(kernel, a, first + t, absmax, scratch.activations() + t * 4 * plane, plane);
+  void multiply_block(const Weight& weight, int64_t first, int64_t t, int64_t tokens, int64_t row, int64_t rows) {
+    alignas(64) int32_t acc[kTokenTile * kFloatDigits * kRowBlock];
+    alignas(64) float total[kTokenTile][kRowBlock];
+    const bool grouped = layout_.group_size != 0;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t byte = g * group_size_ / planes_;
+      const int64_t bytes = g + 1 < groups_ ? group_size_ / planes_ : row_bytes_ - byte;
+      kernel_.matmul(layout_.format, {.x_q = scratch_.vectors(t) + byte,
+                                      .m = tokens * digits_,
+                                      .vector_stride = planes_ * plane_,
+                                      .plane = plane_,
+                                      .w = weight.packed + row * row_bytes_ + byte,
+                                      .n = rows,
+                                      .row_stride = row_bytes_,
+                                      .bytes = bytes,
+                                      .acc = acc,
+                                      .acc_stride = kRowBlock});
+      const int64_t scale_at = row * weight.scale_stride + g;
+      for (int64_t i = 0; i < tokens; ++i) {
+        kernel_.scale_sums({.acc = acc + i * digits_ * kRowBlock,
+                            .acc_stride = kRowBlock,
+                            .digits = digits_,
+                            .x_sums = scratch_.sums(t + i) + g * digits_,
+                            .code_of_zero = code_of_zero(layout_.format),
+                            .zero_point = weight.zero_point == nullptr ? nullptr : weight.zero_point + scale_at,
+                            .x_scale = grouped ? 1.0f : scratch_.scale(t + i),
+                            .w_scale = weight.scale + scale_at,
+                            .scale_stride = weight.scale_stride},
+                           rows, g > 0, total[i]);
       }
-    });
-    const int64_t groups = (a.n + kRowGroup - 1) / kRowGroup;
-    parallel_for(
-        groups, std::max<int64_t>(1, kProductsPerTask / (kRowGroup * a.k * tokens)), [&](int64_t begin, int64_t end) {
-          multiply_rows(kernel, a, scratch, plane, first, tokens, begin * kRowGroup, std::min(a.n, end * kRowGroup));
-        });
+    }
+    for (int64_t i = 0; i < tokens; ++i) {
+      char* y = static_cast<char*>(weight.y) + ((first + t + i) * weight.n + row) * item_size(a_.dtype);
+      kernel_.write(total[i], rows, grouped ? scratch_.scale(t + i) : 1.0f,
+                    weight.bias == nullptr ? nullptr : weight.bias + row, y, a_.dtype);
+    }
   }
-  return true;
-}
+
+  const Kernel& kernel_;
+  const Layout& layout_;
+  const Activations& a_;
+  const Weight* weights_;
+  int64_t weight_count_;
+  Scratch& scratch_;
+  int planes_, digits_;
+  int64_t group_size_, groups_, row_bytes_, plane_;
+  int64_t row_units_ = 0;
+  uint32_t tensor_absmax_ = 0;
+};
 
 }  // namespace bitlab::cpu

@@ -1,0 +1,82 @@
+// From the int32 sums of matmul to y. Plain C++ in loops that compilers vectorize with the flags of the file that
+// includes this one; in an anonymous namespace, so that each file has its own copy.
+#pragma once
+
+#include "float_formats.h"
+#include "kernel.h"
+
+namespace bitlab::cpu {
+namespace {
+
+// acc[i] - zero * x_sum. The difference may pass 2**31 on its way; as unsigned numbers it comes out right.
+inline int32_t without_zero(int32_t acc, int zero, int32_t x_sum) {
+  return static_cast<int32_t>(static_cast<uint32_t>(acc) - static_cast<uint32_t>(zero) * static_cast<uint32_t>(x_sum));
+}
+
+// kStride: 0 or 1, or -1 for any other.
+template <int kDigits, int kStride, bool kAdd>
+void scale_sums_of(const Sums& s, int64_t n, float* __restrict total) {
+  const int32_t* __restrict acc0 = s.acc;
+  const int32_t* __restrict acc1 = s.acc + (kDigits - 1) / 2 * s.acc_stride;
+  const int32_t* __restrict acc2 = s.acc + (kDigits - 1) * s.acc_stride;
+  const int64_t stride = kStride < 0 ? s.scale_stride : kStride;
+  const float* __restrict w_scale = s.w_scale;
+  const float x_scale = s.x_scale;
+  for (int64_t i = 0; i < n; ++i) {
+    float product = static_cast<float>(acc0[i]);
+    if constexpr (kDigits > 1) {
+      product = (product * 256.0f + static_cast<float>(acc1[i])) * 256.0f + static_cast<float>(acc2[i]);
+    }
+    const float value = product * (x_scale * w_scale[i * stride]);
+    total[i] = kAdd ? total[i] + value : value;
+  }
+}
+
+template <int kDigits, bool kAdd>
+void scale_sums_by_stride(const Sums& s, int64_t n, float* total) {
+  switch (s.scale_stride) {
+    case 0: return scale_sums_of<kDigits, 0, kAdd>(s, n, total);
+    case 1: return scale_sums_of<kDigits, 1, kAdd>(s, n, total);
+    default: return scale_sums_of<kDigits, -1, kAdd>(s, n, total);
+  }
+}
+
+void scale_sums(const Sums& s, int64_t n, bool add, float* total) {
+  for (int d = 0; d < s.digits; ++d) {
+    int32_t* acc = s.acc + d * s.acc_stride;
+    const int32_t x_sum = s.x_sums[d];
+    if (s.zero_point == nullptr) {
+      for (int64_t i = 0; i < n; ++i) acc[i] = without_zero(acc[i], s.code_of_zero, x_sum);
+    } else {
+      for (int64_t i = 0; i < n; ++i) {
+        acc[i] = without_zero(acc[i], s.code_of_zero + s.zero_point[i * s.scale_stride], x_sum);
+      }
+    }
+  }
+  if (s.digits == 1) {
+    add ? scale_sums_by_stride<1, true>(s, n, total) : scale_sums_by_stride<1, false>(s, n, total);
+  } else {
+    add ? scale_sums_by_stride<3, true>(s, n, total) : scale_sums_by_stride<3, false>(s, n, total);
+  }
+}
+
+template <Dtype dtype>
+void write_of(const float* __restrict total, int64_t n, float factor, const float* __restrict bias,
+              void* __restrict y) {
+  if (bias == nullptr) {
+    for (int64_t i = 0; i < n; ++i) store<dtype>(y, i, total[i] * factor);
+  } else {
+    for (int64_t i = 0; i < n; ++i) store<dtype>(y, i, total[i] * factor + bias[i]);
+  }
+}
+
+void write(const float* total, int64_t n, float factor, const float* bias, void* y, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32: return write_of<Dtype::kFloat32>(total, n, factor, bias, y);
+    case Dtype::kBFloat16: return write_of<Dtype::kBFloat16>(total, n, factor, bias, y);
+    default: return write_of<Dtype::kFloat16>(total, n, factor, bias, y);
+  }
+}
+
+}  // namespace
+}  // namespace bitlab::cpu
