@@ -7,6 +7,7 @@ from bitlayers.conv import BitConv2d
 from bitlayers.convert import convert, deploy
 from bitlayers.embedding import BitEmbedding
 from bitlayers.linear import BitLinear
+from bitlayers.linear_group import linear_group
 from bitlayers.registry import LAYER_REGISTRY, register_layer
 from bitlayers.report import MemoryReport, memory_report
 from bitlayers.ternary_linear import TernaryLinear
@@ -22,6 +23,7 @@ __all__ = [
     "TernaryLinear",
     "convert",
     "deploy",
+    "linear_group",
     "memory_report",
     "register_layer",
 ]

@@ -195,8 +195,10 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
   __m512i sum[kVectors][kRows] = {};
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
-    UNROLL for (int r = 0; r < kRows; ++r)
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      prefetch(w + kRows * byte + kStep * r);
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
+    }
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
       __m512i codes[kRows];
       UNROLL for (int r = 0; r < kRows; ++r)
