@@ -66,9 +66,8 @@ def report(rows: list[Row], limits: dict[int, Limits], answers: list[Goal], shar
     lines = [
         "# CPU: linear layers",
         "",
-        "Written by `make bench`: whole Python calls, float in to float out, activation quantization included; medians.",
-        "",
-        f"{cpu_name()}; torch {torch.__version__}; kernel {kernel}.",
+        f"Written by `make bench` on {cpu_name()}, torch {torch.__version__}, kernel {kernel}.",
+        "Whole Python calls, float in to float out, activation quantization included; medians.",
         "",
         "| threads | DRAM read GB/s | fp32 matrix product GFLOP/s | int8 dot instructions GOP/s |",
         "|---|---|---|---|",

@@ -47,12 +47,21 @@ INLINE int32_t sum_of(__m256i a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b10110001)));
 }
 
-// 32 bytes of a weight row from `byte` on; zeros behind its end, which is never read across.
-INLINE __m256i load_row(const uint8_t* row, int64_t byte, int64_t bytes) {
-  if (byte + kStep <= bytes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + byte));
-  alignas(32) uint8_t rest[kStep] = {};
-  memcpy(rest, row + byte, static_cast<size_t>(bytes - byte));
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(rest));
+// Calls step(byte, load) for bytes begin..end; load(pointer) gives 32 bytes, zeros behind `end`.
+template <class Step>
+INLINE void for_each_step(int64_t begin, int64_t end, const Step& step) {
+  int64_t byte = begin;
+  for (; byte + kStep <= end; byte += kStep) {
+    step(byte, [](const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); });
+  }
+  if (byte < end) {
+    const size_t rest = static_cast<size_t>(end - byte);
+    step(byte, [rest](const uint8_t* p) {
+      alignas(32) uint8_t bytes[kStep] = {};
+      memcpy(bytes, p, rest);
+      return _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
+    });
+  }
 }
 
 INLINE __m256i load_x(const int8_t* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }

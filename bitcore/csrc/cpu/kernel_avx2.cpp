@@ -30,11 +30,10 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
   for (int64_t begin = 0; begin < p.bytes; begin += kBlock) {
     const int64_t end = begin + kBlock < p.bytes ? begin + kBlock : p.bytes;
     __m256i sum[kVectors][kRows] = {};
-    for (int64_t byte = begin; byte < end; byte += kStep) {
+    for_each_step(begin, end, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
       UNROLL for (int r = 0; r < kRows; ++r) {
-        const uint8_t* row = w + r * p.row_stride;
-        prefetch(row + byte);
-        Codes decoder{load_row(row, byte, p.bytes)};
+        prefetch(w + kRows * byte + kStep * r);
+        Codes decoder{load_weights(w + r * p.row_stride + byte)};
         UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
           const __m256i codes = decoder.next(j);
           UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -43,7 +42,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
           }
         }
       }
-    }
+    });
     UNROLL for (int v = 0; v < kVectors; ++v) {
       UNROLL for (int r = 0; r < kRows; ++r) {
         total[v][r] = _mm256_add_epi32(total[v][r], _mm256_madd_epi16(sum[v][r], _mm256_set1_epi16(1)));

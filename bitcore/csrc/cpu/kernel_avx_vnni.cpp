@@ -19,11 +19,10 @@ constexpr int rows_at_once(int vectors) { return vectors == 1 ? 4 : 2; }
 template <class Codes, int kVectors, int kRows>
 void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   __m256i sum[kVectors][kRows] = {};
-  for (int64_t byte = 0; byte < p.bytes; byte += kStep) {
+  for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     UNROLL for (int r = 0; r < kRows; ++r) {
-      const uint8_t* row = w + r * p.row_stride;
-      prefetch(row + byte);
-      Codes decoder{load_row(row, byte, p.bytes)};
+      prefetch(w + kRows * byte + kStep * r);
+      Codes decoder{load_weights(w + r * p.row_stride + byte)};
       UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
         const __m256i codes = decoder.next(j);
         UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -32,7 +31,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
         }
       }
     }
-  }
+  });
   UNROLL for (int v = 0; v < kVectors; ++v) {
     UNROLL for (int r = 0; r < kRows; ++r)
       acc[v * p.acc_stride + r] = sum_of(sum[v][r]);

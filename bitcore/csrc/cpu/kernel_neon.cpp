@@ -22,9 +22,9 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
   for (int64_t begin = 0; begin < p.bytes; begin += kBlock) {
     const int64_t end = begin + kBlock < p.bytes ? begin + kBlock : p.bytes;
     int16x8_t sum[kVectors][kRows] = {};
-    for (int64_t byte = begin; byte < end; byte += kStep) {
+    for_each_step(begin, end, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
       UNROLL for (int r = 0; r < kRows; ++r) {
-        Codes decoder{load_row(w + r * p.row_stride, byte, p.bytes)};
+        Codes decoder{load_weights(w + r * p.row_stride + byte)};
         UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
           const int8x16_t codes = decoder.next(j);
           UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -33,7 +33,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
           }
         }
       }
-    }
+    });
     UNROLL for (int v = 0; v < kVectors; ++v) {
       UNROLL for (int r = 0; r < kRows; ++r)
         total[v][r] = vpadalq_s16(total[v][r], sum[v][r]);

@@ -33,10 +33,10 @@ template <class Codes, int kVectors>
 INLINE void multiply_pairs(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   constexpr int kRowPairs = 2, kVectorPairs = kVectors / 2;
   int32x4_t sum[kVectorPairs][kRowPairs] = {};
-  for (int64_t byte = 0; byte < p.bytes; byte += kStep) {
+  for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[2 * kRowPairs];
     UNROLL for (int r = 0; r < 2 * kRowPairs; ++r)
-      decoder[r] = {load_row(w + r * p.row_stride, byte, p.bytes)};
+      decoder[r] = {load_weights(w + r * p.row_stride + byte)};
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
       int8x16_t lower[kRowPairs], upper[kRowPairs];
       UNROLL for (int r = 0; r < kRowPairs; ++r) {
@@ -53,7 +53,7 @@ INLINE void multiply_pairs(const Product& p, const int8_t* x_q, const uint8_t* w
         }
       }
     }
-  }
+  });
   UNROLL for (int v = 0; v < kVectorPairs; ++v) {
     UNROLL for (int r = 0; r < kRowPairs; ++r) {
       int32_t* to = acc + 2 * v * p.acc_stride + 2 * r;

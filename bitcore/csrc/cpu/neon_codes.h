@@ -39,12 +39,19 @@ struct Base3 {
   }
 };
 
-// 16 bytes of a weight row from `byte` on; zeros behind its end, which is never read across.
-INLINE uint8x16_t load_row(const uint8_t* row, int64_t byte, int64_t bytes) {
-  if (byte + kStep <= bytes) return vld1q_u8(row + byte);
-  uint8_t rest[kStep] = {};
-  memcpy(rest, row + byte, static_cast<size_t>(bytes - byte));
-  return vld1q_u8(rest);
+// Calls step(byte, load) for bytes begin..end; load(pointer) gives 16 bytes, zeros behind `end`.
+template <class Step>
+INLINE void for_each_step(int64_t begin, int64_t end, const Step& step) {
+  int64_t byte = begin;
+  for (; byte + kStep <= end; byte += kStep) step(byte, [](const uint8_t* p) { return vld1q_u8(p); });
+  if (byte < end) {
+    const size_t rest = static_cast<size_t>(end - byte);
+    step(byte, [rest](const uint8_t* p) {
+      uint8_t bytes[kStep] = {};
+      memcpy(bytes, p, rest);
+      return vld1q_u8(bytes);
+    });
+  }
 }
 
 }  // namespace

@@ -9,10 +9,10 @@ namespace {
 template <class Codes, int kVectors, int kRows>
 INLINE void multiply_by_dot(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   int32x4_t sum[kVectors][kRows] = {};
-  for (int64_t byte = 0; byte < p.bytes; byte += kStep) {
+  for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
     UNROLL for (int r = 0; r < kRows; ++r)
-      decoder[r] = {load_row(w + r * p.row_stride, byte, p.bytes)};
+      decoder[r] = {load_weights(w + r * p.row_stride + byte)};
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
       int8x16_t codes[kRows];
       UNROLL for (int r = 0; r < kRows; ++r)
@@ -23,7 +23,7 @@ INLINE void multiply_by_dot(const Product& p, const int8_t* x_q, const uint8_t* 
           sum[v][r] = vdotq_s32(sum[v][r], codes[r], x);
       }
     }
-  }
+  });
   UNROLL for (int v = 0; v < kVectors; ++v) {
     UNROLL for (int r = 0; r < kRows; ++r)
       acc[v * p.acc_stride + r] = vaddvq_s32(sum[v][r]);
