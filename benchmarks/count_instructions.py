@@ -1,8 +1,9 @@
-"""Instructions that each CPU kernel executes for 256 weights, a vector: the cost measure that needs no clock and, under
-qemu, no hardware.
+r"""Instructions that each CPU kernel executes for 256 weights, a vector: a cost measure without a clock and, under qemu,
+without hardware.
 
     python benchmarks/count_instructions.py
-    python benchmarks/count_instructions.py --machine aarch64 --compiler aarch64-linux-gnu-g++ --runner "qemu-aarch64 -cpu max"
+    python benchmarks/count_instructions.py --machine aarch64 --compiler aarch64-linux-gnu-g++ \
+        --runner "qemu-aarch64 -cpu max"
 
 Of a kernel's inner loops alone: the difference between two sizes. Loads, stores, prefetches and branches count too.
 """

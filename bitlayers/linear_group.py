@@ -50,8 +50,6 @@ def _agree(layers: Sequence[BitLinear], x: Tensor) -> bool:
         x.requires_grad or any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
     )
     return not wants_gradient and all(
-        layer.in_features == first.in_features
-        and layer.quant_config == first.quant_config
-        and layer._kernel_for(x.dtype).name == first._kernel_for(x.dtype).name
+        layer.in_features == first.in_features and layer._kernel_for(x.dtype) is first._kernel_for(x.dtype)
         for layer in layers[1:]
     )

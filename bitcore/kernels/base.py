@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import DeviceError, DtypeError, ShapeError
@@ -64,6 +65,9 @@ class BitKernelBase(ABC):
 
     def __init__(self, config: BitQuantConfig) -> None:
         self.config = config
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self  # holds nothing of a layer
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib.metadata import entry_points
 from inspect import isabstract
 from threading import Lock
@@ -93,7 +94,7 @@ class KernelRegistry:
                     and extensions.why_missing()
                 ):
                     extensions.warn_that_missing()
-                return decision.kernel(request.config)
+                return _kernel_of(decision.kernel, request.config)
         asked = f" (only kernel {forced!r} was asked)" if forced else ""
         raise KernelNotFoundError(
             f"no kernel can serve this layer{asked}.\n{cls._table(request, decisions)}\n"
@@ -202,3 +203,9 @@ def _why_not_here(kernel: type[BitKernelBase]) -> str | None:
     if isabstract(kernel):
         return f"{kernel.__qualname__} does not define linear"
     return kernel.unavailable_reason()
+
+
+@cache
+def _kernel_of(kernel: type[BitKernelBase], config: BitQuantConfig) -> BitKernelBase:
+    """One object for all layers of a config: layers that share it can be computed together."""
+    return kernel(config)
