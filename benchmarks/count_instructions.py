@@ -1,4 +1,4 @@
-r"""Instructions that each CPU kernel executes for 256 weights, a vector: a cost measure without a clock and, under qemu,
+r"""Instructions that each CPU kernel executes for 256 weights, a vector: a cost without a clock and, under qemu,
 without hardware.
 
     python benchmarks/count_instructions.py
