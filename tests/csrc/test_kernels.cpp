@@ -166,6 +166,25 @@ bool check_matmul(const cpu::Kernel& kernel, const Sizes& sizes, int64_t m, int6
   return true;
 }
 
+bool check_base3_to_2bit(const cpu::Kernel& kernel, int64_t bytes) {
+  const int64_t quarter = (bytes + 3) / 4 + between(0, 70);
+  Guarded base3(static_cast<size_t>(bytes)), first_four(static_cast<size_t>(bytes));
+  Guarded fifth(static_cast<size_t>(quarter));
+  for (int64_t i = 0; i < bytes; ++i) base3.as<uint8_t>()[i] = random_byte(cpu::Format::kBase3, false);
+  kernel.base3_to_2bit(base3.as<uint8_t>(), bytes, first_four.as<uint8_t>(), fifth.as<uint8_t>(), quarter);
+  for (int64_t i = 0; i < 4 * quarter; ++i) {
+    for (int j = 0; j < 5; ++j) {
+      const int want = i < bytes ? code_at(cpu::Format::kBase3, base3.as<uint8_t>()[i], j) : 0;
+      if (j < 4 && i >= bytes) continue;
+      const int got =
+          j < 4 ? code_at(cpu::Format::k2Bit, first_four.as<uint8_t>()[i], j)
+                : code_at(cpu::Format::k2Bit, fifth.as<uint8_t>()[i % quarter], static_cast<int>(i / quarter));
+      if (got != want) return false;
+    }
+  }
+  return true;
+}
+
 bool check_outputs(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
   const int64_t stride = between(0, 2);
   const int digits = between(0, 1) == 0 ? 1 : cpu::kFloatDigits;
@@ -225,6 +244,7 @@ bool check(const cpu::Kernel& kernel) {
     const int64_t m = between(1, 9), n = between(1, 21);
     const char* failed = !check_quantize(kernel, sizes, dtype)           ? "quantize"
                          : !check_matmul(kernel, sizes, m, n)            ? "matmul"
+                         : !check_base3_to_2bit(kernel, sizes.bytes)     ? "base3_to_2bit"
                          : !check_outputs(kernel, dtype, between(1, 40)) ? "scale_sums or write"
                                                                          : nullptr;
     if (failed != nullptr) {

@@ -386,6 +386,17 @@ def test_threads_do_not_change_bits(kernel_class: type[BitKernelBase], rows: int
 
 
 @every_compiled_kernel
+@pytest.mark.parametrize("in_features", [1, 64, 319, 320, 321, 1281, 2563])
+def test_base3_decoded_once_for_many_tokens(kernel_class: type[BitKernelBase], in_features: int) -> None:
+    for config in (CONFIGS[3], FLOAT_CONFIGS[3]):
+        weight = random_weight(301, in_features, config)
+        x, bias = torch.randn(70, in_features), torch.randn(301)
+        expected = torch.cat([kernel_class(config).linear(part, weight, bias) for part in x.split(5)])
+        for rows in (10, 11, 31, 32, 33, 70):
+            assert_same(kernel_class(config).linear(x[:rows], weight, bias), expected[:rows])
+
+
+@every_compiled_kernel
 def test_more_tokens_than_scratch_holds(kernel_class: type[BitKernelBase]) -> None:
     config = BitQuantConfig()
     weight = random_weight(3, 20000, config)

@@ -26,8 +26,8 @@ constexpr int code_of_zero(Format format) { return format == Format::kInt4 ? 8 :
 constexpr int64_t most_in_features(Format format) { return int64_t{1} << (format == Format::kInt4 ? 20 : 23); }
 
 constexpr int64_t kPlaneAlignment = 64;
-constexpr int64_t kReadAhead = 64;  // bytes behind the end of x_q that matmul may read; their values do not matter
-constexpr int kFloatDigits = 3;     // vectors of a token of floating-point activations
+constexpr int64_t kReadAhead = 256;  // bytes behind the end of x_q that matmul may read; their values do not matter
+constexpr int kFloatDigits = 3;      // vectors of a token of floating-point activations
 
 // The operands of matmul: `bytes` columns of n weight rows with m vectors.
 struct Product {
@@ -62,6 +62,11 @@ struct Kernel {
 
   // acc[v][n] = sum over k of code[n][k] * x_q[v][k] modulo 2**32.
   void (*matmul)(Format format, const Product& product);
+
+  // A row of base3 as two of 2bit, for the same x_q: the first four digits of each byte, [bytes], for planes 0 to 3;
+  // and the fifth digits, [quarter], for plane 4 read as four planes `quarter` apart, at least bytes / 4. Codes behind
+  // the end are 0.
+  void (*base3_to_2bit)(const uint8_t* base3, int64_t bytes, uint8_t* first_four, uint8_t* fifth, int64_t quarter);
 
   // The bits of max(abs(x[0..k))), a float32 with its sign cleared. As integers NaN > Inf > every finite value, so one
   // comparison with 0x7f800000 afterwards tells whether the row is finite.

@@ -51,9 +51,10 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 #include "activations.h"
 #include "outputs.h"
 #include "tiles.h"
+#include "transcode.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeon{"neon", kFeatureNeon, matmul, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kNeon{"neon", kFeatureNeon, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
 
 }  // namespace bitlab::cpu

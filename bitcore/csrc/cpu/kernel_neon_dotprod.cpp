@@ -25,10 +25,12 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 #include "activations.h"
 #include "outputs.h"
 #include "tiles.h"
+#include "transcode.h"
 
 namespace bitlab::cpu {
 
 constinit const Kernel kNeonDotprod{
-    "neon_dotprod", kFeatureNeon | kFeatureNeonDotprod, matmul, absmax_bits, quantize, scale_sums, write};
+    "neon_dotprod", kFeatureNeon | kFeatureNeonDotprod, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums,
+    write};
 
 }  // namespace bitlab::cpu

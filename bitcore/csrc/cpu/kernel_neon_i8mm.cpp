@@ -84,11 +84,13 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 #include "activations.h"
 #include "outputs.h"
 #include "tiles.h"
+#include "transcode.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeonI8mm{
-    "neon_i8mm", kFeatureNeon | kFeatureNeonDotprod | kFeatureNeonI8mm, matmul, absmax_bits, quantize, scale_sums,
-    write};
+constinit const Kernel kNeonI8mm{"neon_i8mm", kFeatureNeon | kFeatureNeonDotprod | kFeatureNeonI8mm,
+                                 matmul,      base3_to_2bit,
+                                 absmax_bits, quantize,
+                                 scale_sums,  write};
 
 }  // namespace bitlab::cpu

@@ -6,6 +6,7 @@
 // Instructions per 256 weights and vector with SSE2: 16 loads, 64 to widen x_q, 32 pmaddwd, 32 paddd.
 #include "activations.h"
 #include "outputs.h"
+#include "transcode.h"
 
 namespace bitlab::cpu {
 namespace {
@@ -71,6 +72,6 @@ void matmul(Format format, const Product& product) {
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0, matmul, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kPortable{"portable", 0, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
 
 }  // namespace bitlab::cpu

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <vector>
 
 #include "float_formats.h"
 #include "kernel.h"
@@ -82,11 +83,18 @@ class Scratch {
 constexpr int64_t kRowBlock = 128;                      // rows multiplied before their sums are stored
 constexpr int64_t kRowUnit = 4;                         // rows that a thread takes together
 constexpr int64_t kTokenTile = 8;                       // tokens multiplied before their sums are stored
+constexpr int64_t kTranscodedVectors = 32;              // from here on base3 is decoded once for all
+constexpr int64_t kTranscodedBytes = int64_t{1} << 18;  // of rows decoded at once, to stay in L2
 constexpr int64_t kScratchBytes = int64_t{4} << 20;     // activations quantized at once
 constexpr int64_t kProductsPerTask = int64_t{1} << 19;  // below this a second thread costs more than it brings
 constexpr int64_t kActivationsPerTask = int64_t{1} << 14;
 
 inline int64_t item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
+// Modulo 2**32: a sum of codes and activations may pass 2**31 before the zero of the codes is taken away.
+inline int32_t wrapping_sum(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+}
 
 // One call: the sizes that follow from its arguments, and its two steps.
 class Linear {
@@ -105,6 +113,12 @@ class Linear {
     groups_ = (a_.k + group_size_ - 1) / group_size_;
     row_bytes_ = (a_.k + planes_ - 1) / planes_;
     plane_ = (row_bytes_ + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
+    transcodes_ = layout.format == Format::kBase3 && layout.group_size == 0 && a_.m * digits_ >= kTranscodedVectors;
+    if (transcodes_) {
+      quarter_ = (row_bytes_ + 4 * kPlaneAlignment - 1) / (4 * kPlaneAlignment) * kPlaneAlignment;
+      const int64_t fitting = kTranscodedBytes / (plane_ + quarter_) / kRowUnit * kRowUnit;
+      row_block_ = std::clamp(fitting, kRowUnit, kRowBlock);
+    }
     for (int64_t i = 0; i < weight_count; ++i) row_units_ += units_of(weights[i]);
   }
 
@@ -173,11 +187,54 @@ class Linear {
     for (int64_t i = 0, unit = 0; i < weight_count_ && unit < end; unit += units_of(weights_[i]), ++i) {
       const int64_t row_begin = std::max<int64_t>(begin - unit, 0) * kRowUnit;
       const int64_t row_end = std::min(weights_[i].n, (end - unit) * kRowUnit);
-      for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
-        const int64_t rows = std::min(kRowBlock, row_end - row);
+      for (int64_t row = row_begin; row < row_end; row += row_block_) {
+        const int64_t rows = std::min(row_block_, row_end - row);
+        if (transcodes_) transcode(weights_[i].packed + row * row_bytes_, rows);
         for (int64_t t = 0; t < tokens; t += kTokenTile) {
           multiply_block(weights_[i], first, t, std::min(kTokenTile, tokens - t), row, rows);
         }
+      }
+    }
+  }
+
+  // [rows, plane_ + quarter_]: the two 2bit rows of each base3 row, padded with codes of 0.
+  static std::vector<uint8_t>& transcoded() {
+    thread_local std::vector<uint8_t> rows;
+    return rows;
+  }
+
+  void transcode(const uint8_t* base3, int64_t rows) {
+    const int64_t stride = plane_ + quarter_;
+    transcoded().resize(static_cast<size_t>(rows * stride));
+    for (int64_t r = 0; r < rows; ++r) {
+      uint8_t* to = transcoded().data() + r * stride;
+      kernel_.base3_to_2bit(base3 + r * row_bytes_, row_bytes_, to, to + plane_, quarter_);
+      memset(to + row_bytes_, 0, static_cast<size_t>(plane_ - row_bytes_));
+    }
+  }
+
+  // acc = transcoded rows x vectors of tokens t to t + tokens.
+  void multiply_transcoded(int64_t t, int64_t tokens, int64_t rows, int32_t* acc) {
+    alignas(64) int32_t fifth_acc[kTokenTile * kFloatDigits * kRowBlock];
+    Product product{.x_q = scratch_.vectors(t),
+                    .m = tokens * digits_,
+                    .vector_stride = planes_ * plane_,
+                    .plane = plane_,
+                    .w = transcoded().data(),
+                    .n = rows,
+                    .row_stride = plane_ + quarter_,
+                    .bytes = plane_,
+                    .acc = acc,
+                    .acc_stride = kRowBlock};
+    kernel_.matmul(Format::k2Bit, product);
+    product.x_q += 4 * plane_;
+    product.plane = product.bytes = quarter_;
+    product.w += plane_;
+    product.acc = fifth_acc;
+    kernel_.matmul(Format::k2Bit, product);
+    for (int64_t v = 0; v < product.m; ++v) {
+      for (int64_t r = 0; r < rows; ++r) {
+        acc[v * kRowBlock + r] = wrapping_sum(acc[v * kRowBlock + r], fifth_acc[v * kRowBlock + r]);
       }
     }
   }
@@ -189,16 +246,20 @@ class Linear {
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t byte = g * group_size_ / planes_;
       const int64_t bytes = g + 1 < groups_ ? group_size_ / planes_ : row_bytes_ - byte;
-      kernel_.matmul(layout_.format, {.x_q = scratch_.vectors(t) + byte,
-                                      .m = tokens * digits_,
-                                      .vector_stride = planes_ * plane_,
-                                      .plane = plane_,
-                                      .w = weight.packed + row * row_bytes_ + byte,
-                                      .n = rows,
-                                      .row_stride = row_bytes_,
-                                      .bytes = bytes,
-                                      .acc = acc,
-                                      .acc_stride = kRowBlock});
+      if (transcodes_) {
+        multiply_transcoded(t, tokens, rows, acc);
+      } else {
+        kernel_.matmul(layout_.format, {.x_q = scratch_.vectors(t) + byte,
+                                        .m = tokens * digits_,
+                                        .vector_stride = planes_ * plane_,
+                                        .plane = plane_,
+                                        .w = weight.packed + row * row_bytes_ + byte,
+                                        .n = rows,
+                                        .row_stride = row_bytes_,
+                                        .bytes = bytes,
+                                        .acc = acc,
+                                        .acc_stride = kRowBlock});
+      }
       const int64_t scale_at = row * weight.scale_stride + g;
       for (int64_t i = 0; i < tokens; ++i) {
         kernel_.scale_sums({.acc = acc + i * digits_ * kRowBlock,
@@ -228,6 +289,9 @@ class Linear {
   Scratch& scratch_;
   int planes_, digits_;
   int64_t group_size_, groups_, row_bytes_, plane_;
+  int64_t row_block_ = kRowBlock;
+  bool transcodes_;
+  int64_t quarter_ = 0;
   int64_t row_units_ = 0;
   uint32_t tensor_absmax_ = 0;
 };
