@@ -9,17 +9,20 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "../../bitcore/csrc/cpu/dispatch.h"
 #include "../../bitcore/csrc/cpu/float_formats.h"
+#include "../../bitcore/csrc/cpu/linear.h"
 
 namespace {
 
 namespace cpu = bitlab::cpu;
 using cpu::Dtype;
+using cpu::item_size;
 
 // Memory whose last byte lies before a page that cannot be read or written. 64-byte aligned if the size is a multiple
 // of 64.
@@ -50,8 +53,6 @@ class Guarded {
 std::mt19937 random_bits(std::random_device{}());
 
 int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random_bits); }
-
-int item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 float get(const char* x, Dtype dtype, int64_t i) {
   if (dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(x)[i];
@@ -237,6 +238,48 @@ bool check_outputs(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
   return true;
 }
 
+// Whole calls of two weights: nothing outside of their buffers is touched, and every kernel gives the bits of portable.
+bool check_linear(const cpu::Kernel& kernel, Dtype dtype) {
+  const auto format = static_cast<cpu::Format>(between(0, 2));
+  const Sizes sizes{format, between(1, 900)};
+  const int64_t m = between(1, 40), rows[] = {between(1, 140), between(0, 9)};
+  const int64_t group_size = between(0, 2) == 0 ? sizes.planes * between(1, 40) : 0;
+  const int64_t groups = group_size == 0 ? 1 : (sizes.k + group_size - 1) / group_size;
+  const int64_t x_stride = sizes.k + between(0, 5);
+  Guarded x(static_cast<size_t>(((m - 1) * x_stride + sizes.k) * item_size(dtype)));
+  for (int64_t i = 0; i < (m - 1) * x_stride + sizes.k; ++i) {
+    put(x.as<char>(), dtype, i, static_cast<float>(between(-1000, 1000)) / 77.0f);
+  }
+  std::vector<std::unique_ptr<Guarded>> buffers;
+  std::vector<cpu::Weight> weights;
+  for (const int64_t n : rows) {
+    for (const int64_t size : {n * sizes.bytes, 4 * n * groups, n * m * item_size(dtype), n * m * item_size(dtype)}) {
+      buffers.push_back(std::make_unique<Guarded>(static_cast<size_t>(size)));
+    }
+    Guarded &packed = *buffers[buffers.size() - 4], &scale = *buffers[buffers.size() - 3];
+    for (int64_t i = 0; i < n * sizes.bytes; ++i) packed.as<uint8_t>()[i] = random_byte(format, false);
+    for (int64_t i = 0; i < n * groups; ++i) scale.as<float>()[i] = static_cast<float>(between(1, 1000)) / 333.0f;
+    weights.push_back({packed.as<uint8_t>(), n, scale.as<float>(), groups, nullptr, nullptr, nullptr});
+  }
+  const cpu::Activations activations{x.as<char>(), dtype,    m,
+                                     sizes.k,      x_stride, static_cast<cpu::Quantization>(between(0, 2))};
+  const cpu::Layout layout{format, group_size};
+  cpu::Scratch scratch;
+  for (size_t run = 0; run < 2; ++run) {
+    for (size_t i = 0; i < 2; ++i) weights[i].y = buffers[4 * i + 2 + run]->as<char>();
+    cpu::Linear linear(run == 0 ? kernel : cpu::kPortable, layout, activations, weights.data(), 2, scratch);
+    linear.run([](int64_t count, int64_t, const auto& work) {
+      const int64_t middle = between(0, count);
+      work(0, middle);
+      work(middle, count);
+    });
+  }
+  return std::memcmp(buffers[2]->as<char>(), buffers[3]->as<char>(),
+                     static_cast<size_t>(rows[0] * m * item_size(dtype))) == 0 &&
+         std::memcmp(buffers[6]->as<char>(), buffers[7]->as<char>(),
+                     static_cast<size_t>(rows[1] * m * item_size(dtype))) == 0;
+}
+
 bool check(const cpu::Kernel& kernel) {
   for (int trial = 0; trial < 600; ++trial) {
     const Sizes sizes{static_cast<cpu::Format>(trial % 3), trial % 10 == 0 ? between(2000, 9000) : between(1, 700)};
@@ -246,6 +289,7 @@ bool check(const cpu::Kernel& kernel) {
                          : !check_matmul(kernel, sizes, m, n)            ? "matmul"
                          : !check_base3_to_2bit(kernel, sizes.bytes)     ? "base3_to_2bit"
                          : !check_outputs(kernel, dtype, between(1, 40)) ? "scale_sums or write"
+                         : !check_linear(kernel, dtype)                  ? "a whole call"
                                                                          : nullptr;
     if (failed != nullptr) {
       std::printf("%s: %s is wrong at m %ld, n %ld, k %ld, format %d, dtype %d\n", kernel.name, failed,
