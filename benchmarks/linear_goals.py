@@ -72,11 +72,8 @@ def batches(find: Find, cases: list[Case], limits: dict[int, Limits]) -> Iterato
             rival, ours = find(n, shape, batch, "dynamic int8"), find(n, shape, batch, "BitLinear")
             yield ratio(f"batch {batch} against dynamic int8, {where(n, shape)}", asked, rival, ours)
             peak = limits[n].dot_ops_per_s
-            if ours and peak:
-                share = 0.8 if batch >= 64 else 0.0  # shown below 64 too: what bounds the ratio
-                yield Goal(
-                    f"batch {batch}, share of the dot peak, {where(n, shape)}", share, ours.ops_per_s / peak, "%"
-                )
+            if ours and peak and batch >= 64:
+                yield Goal(f"batch {batch}, share of the dot peak, {where(n, shape)}", 0.8, ours.ops_per_s / peak, "%")
 
 
 def where(threads: int, shape: tuple[int, int]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib as mpl
+from linear_goals import where
 from linear_rows import LARGE, Row
 from machine_limits import Limits
 
@@ -22,7 +23,7 @@ def plot_by_batch(rows: list[Row], limits: dict[int, Limits], path: Path) -> Non
             axes.plot([r.batch for r in own], [r.ops_per_s * 1e-9 for r in own], marker="o", label=layer)
         if limit.dot_ops_per_s:
             axes.axhline(limit.dot_ops_per_s * 1e-9, color="gray", linestyle="--", label="int8 dot instructions")
-        axes.set(xscale="log", yscale="log", xlabel="batch", title=f"{LARGE[0][0]}x{LARGE[0][1]}, {threads} thread(s)")
+        axes.set(xscale="log", yscale="log", xlabel="batch", title=where(threads, LARGE[0]))
         axes.legend(fontsize=8)
     panels[0][0].set_ylabel("GOP/s, whole call, weights in cache")
     save(figure, path)
@@ -31,7 +32,7 @@ def plot_by_batch(rows: list[Row], limits: dict[int, Limits], path: Path) -> Non
 def plot_roofline(rows: list[Row], limits: dict[int, Limits], path: Path) -> None:
     """BitLinear in 2bit against the roofs: operations a second over operations a byte of packed weights."""
     figure, panels = plt.subplots(1, len(limits), figsize=(6 * len(limits), 4.5), sharey=True, squeeze=False)
-    intensity = [OPS_PER_BYTE * 2**i for i in range(10)]
+    intensity = [OPS_PER_BYTE * 2 ** (i / 8) for i in range(73)]  # batches 1 to 512
     for axes, (threads, limit) in zip(panels[0], sorted(limits.items()), strict=True):
         peak = limit.dot_ops_per_s or float("inf")
         roof = [min(peak, value * limit.read_bytes_per_s) * 1e-9 for value in intensity]
@@ -45,7 +46,12 @@ def plot_roofline(rows: list[Row], limits: dict[int, Limits], path: Path) -> Non
                 marker=marker,
                 label=f"BitLinear, weights {weights}",
             )
-        axes.set(xscale="log", yscale="log", xlabel="operations a byte of packed weights", title=f"{threads} thread(s)")
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="operations a byte of packed weights",
+            title=f"{threads} thread{'s' if threads > 1 else ''}",
+        )
         axes.legend(fontsize=8)
     panels[0][0].set_ylabel("GOP/s, whole call")
     save(figure, path)
