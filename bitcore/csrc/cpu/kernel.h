@@ -45,7 +45,7 @@ struct Product {
 
 // What turns the int32 sums of one token and n rows into floats.
 struct Sums {
-  int32_t* acc;  // [digits, n]; overwritten
+  int32_t* acc;  // [digits, n]; zero points are subtracted in place
   int64_t acc_stride;
   int digits;             // 1 or kFloatDigits
   const int32_t* x_sums;  // [digits], the sums of the vectors

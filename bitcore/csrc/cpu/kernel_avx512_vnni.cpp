@@ -218,7 +218,7 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
 constexpr int rows_at_once(int vectors) { return 4; }
 
 template <class Codes, int kVectors, int kRows>
-void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
+INLINE void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   if constexpr (kVectors > 1) {
     gemm<Codes, kVectors, kRows>(p, x_q, w, acc);
   } else if constexpr (Codes::kPlanes == Base3::kPlanes) {

@@ -8,24 +8,24 @@
 namespace bitlab::cpu {
 namespace {
 
-// acc[i] - zero * x_sum. The difference may pass 2**31 on its way; as unsigned numbers it comes out right.
-inline int32_t without_zero(int32_t acc, int zero, int32_t x_sum) {
-  return static_cast<int32_t>(static_cast<uint32_t>(acc) - static_cast<uint32_t>(zero) * static_cast<uint32_t>(x_sum));
-}
+// A difference that may pass 2**31 on its way; as unsigned numbers it comes out right.
+inline int32_t minus(int32_t a, uint32_t b) { return static_cast<int32_t>(static_cast<uint32_t>(a) - b); }
 
-// kStride: 0 or 1, or -1 for any other.
+// kStride: 0 or 1, or -1 for any other. zeros: what the codes' zero adds to the sums of each digit.
 template <int kDigits, int kStride, bool kAdd>
-void scale_sums_of(const Sums& s, int64_t n, float* __restrict total) {
+void scale_sums_of(const Sums& s, const uint32_t* zeros, int64_t n, float* __restrict total) {
   const int32_t* __restrict acc0 = s.acc;
   const int32_t* __restrict acc1 = s.acc + (kDigits - 1) / 2 * s.acc_stride;
   const int32_t* __restrict acc2 = s.acc + (kDigits - 1) * s.acc_stride;
+  const uint32_t zero0 = zeros[0], zero1 = zeros[1], zero2 = zeros[2];
   const int64_t stride = kStride < 0 ? s.scale_stride : kStride;
   const float* __restrict w_scale = s.w_scale;
   const float x_scale = s.x_scale;
   for (int64_t i = 0; i < n; ++i) {
-    float product = static_cast<float>(acc0[i]);
+    float product = static_cast<float>(minus(acc0[i], zero0));
     if constexpr (kDigits > 1) {
-      product = (product * 256.0f + static_cast<float>(acc1[i])) * 256.0f + static_cast<float>(acc2[i]);
+      product = product * 256.0f + static_cast<float>(minus(acc1[i], zero1));
+      product = product * 256.0f + static_cast<float>(minus(acc2[i], zero2));
     }
     const float value = product * (x_scale * w_scale[i * stride]);
     total[i] = kAdd ? total[i] + value : value;
@@ -33,30 +33,30 @@ void scale_sums_of(const Sums& s, int64_t n, float* __restrict total) {
 }
 
 template <int kDigits, bool kAdd>
-void scale_sums_by_stride(const Sums& s, int64_t n, float* total) {
+void scale_sums_by_stride(const Sums& s, const uint32_t* zeros, int64_t n, float* total) {
   switch (s.scale_stride) {
-    case 0: return scale_sums_of<kDigits, 0, kAdd>(s, n, total);
-    case 1: return scale_sums_of<kDigits, 1, kAdd>(s, n, total);
-    default: return scale_sums_of<kDigits, -1, kAdd>(s, n, total);
+    case 0: return scale_sums_of<kDigits, 0, kAdd>(s, zeros, n, total);
+    case 1: return scale_sums_of<kDigits, 1, kAdd>(s, zeros, n, total);
+    default: return scale_sums_of<kDigits, -1, kAdd>(s, zeros, n, total);
   }
 }
 
 void scale_sums(const Sums& s, int64_t n, bool add, float* total) {
+  uint32_t zeros[kFloatDigits] = {};
   for (int d = 0; d < s.digits; ++d) {
-    int32_t* acc = s.acc + d * s.acc_stride;
-    const int32_t x_sum = s.x_sums[d];
-    if (s.zero_point == nullptr) {
-      for (int64_t i = 0; i < n; ++i) acc[i] = without_zero(acc[i], s.code_of_zero, x_sum);
-    } else {
+    const auto x_sum = static_cast<uint32_t>(s.x_sums[d]);
+    zeros[d] = static_cast<uint32_t>(s.code_of_zero) * x_sum;
+    if (s.zero_point != nullptr) {
+      int32_t* acc = s.acc + d * s.acc_stride;
       for (int64_t i = 0; i < n; ++i) {
-        acc[i] = without_zero(acc[i], s.code_of_zero + s.zero_point[i * s.scale_stride], x_sum);
+        acc[i] = minus(acc[i], static_cast<uint32_t>(static_cast<int32_t>(s.zero_point[i * s.scale_stride])) * x_sum);
       }
     }
   }
   if (s.digits == 1) {
-    add ? scale_sums_by_stride<1, true>(s, n, total) : scale_sums_by_stride<1, false>(s, n, total);
+    add ? scale_sums_by_stride<1, true>(s, zeros, n, total) : scale_sums_by_stride<1, false>(s, zeros, n, total);
   } else {
-    add ? scale_sums_by_stride<3, true>(s, n, total) : scale_sums_by_stride<3, false>(s, n, total);
+    add ? scale_sums_by_stride<3, true>(s, zeros, n, total) : scale_sums_by_stride<3, false>(s, zeros, n, total);
   }
 }
 
