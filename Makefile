@@ -3,13 +3,15 @@
 # make bench   measure the layers against PyTorch's
 # make check   lint and types
 # make test-core, test-neon    the kernels' own C++ test: here with sanitizers; for Arm under qemu
+# make test-gpu    on a machine with a GPU and its own torch: build the CUDA kernels in place, and test them
+# make compile-cuda    compile the CUDA kernels for all architectures; needs nvcc, no GPU
 # make clean   remove the environment and everything built
 # The first three set up .venv when it is missing: pinned dependencies, then this package with its compiled kernels.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-core test-neon bench check lint types clean
+.PHONY: demo test test-core test-neon test-gpu compile-cuda bench check lint types clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits_mlp.py
@@ -27,6 +29,13 @@ test-neon:
 	$(NEON) --runner "qemu-aarch64 -cpu neoverse-n1" neon neon_dotprod portable
 	$(NEON) --runner "qemu-aarch64 -cpu cortex-a53" neon portable
 
+test-gpu:
+	BUILD_CUDA_EXTENSIONS=1 $(PYTHON) build_extensions.py
+	PYTHONPATH=.:$$PYTHONPATH BITLAB_REQUIRED_KERNELS=cuda $(PYTHON) -m pytest tests/gpu tests/kernels
+
+compile-cuda: .venv/ready
+	BUILD_CUDA_EXTENSIONS=1 $(BIN)/python build_extensions.py
+
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_linear.py
 
@@ -35,13 +44,13 @@ check: lint types
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 types: .venv/ready
 	$(BIN)/mypy
 
 # torch first: the build needs it, and build isolation would fetch another one.
-.venv/ready: requirements.txt pyproject.toml setup.py build_extensions.py $(shell find bitcore/csrc -name '*.cpp' -o -name '*.h')
+.venv/ready: requirements.txt pyproject.toml setup.py $(wildcard build_*.py) $(shell find bitcore/csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python build_extensions.py || test "$$BUILD_CPP_EXTENSIONS" != 1

@@ -4,7 +4,7 @@
     python build_extensions.py --clean    remove everything that a build made
 
 setup.py calls `build()`. BUILD_CPP_EXTENSIONS=0 builds nothing; =1 turns a failure into an error; unset, a failure
-leaves the reference kernel to serve. CXX names the compiler.
+leaves the reference kernel to serve. CXX names the compiler. build_cuda.py says what there is for the CUDA kernels.
 """
 
 import argparse
@@ -20,11 +20,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent
-SOURCES = ROOT / "bitcore" / "csrc"
-BINDINGS = ROOT / "bitcore" / "kernels" / "bindings"
-OBJECTS = ROOT / "build" / "objects"
+import build_cuda
+from build_common import (
+    BINDINGS,
+    COMMON_FLAGS,
+    OBJECTS,
+    ROOT,
+    SOURCES,
+    BuildError,
+    run,
+    run_if_stale,
+    torch_compile_flags,
+    torch_link_flags,
+)
+
 COMPILERS = ("c++", "g++", "clang++")
 
 # Kernel name -> (machine, flags of its source file kernel_<name>.cpp). No other file gets flags of an instruction set.
@@ -36,19 +47,8 @@ ISA_FLAGS = {
     "avx_vnni": ("x86_64", ["-mavx2", "-mavxvnni"]),
     "avx512_vnni": ("x86_64", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
 }
-# -ffp-contract=off: fused multiply-adds would change the last bit of `sum * scale + bias`.
-# -fno-trapping-math: nobody reads floating-point exception flags, and loops with a condition are vectorized only so.
-COMMON_FLAGS = [
-    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden"),
-    *("-ffp-contract=off", "-fno-trapping-math", "-Wall", "-Wextra"),
-]
 # GCC 12 warns of its own AVX-512 intrinsics.
 ISA_WARNINGS = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: the result loads into every later torch
-
-
-class BuildError(Exception):
-    """A compiler is missing or failed; the message is for people."""
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Report:
     kernels: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
+    cuda: dict[str, Any] = field(default_factory=dict)
 
 
 def find_compiler() -> str:
@@ -71,19 +72,11 @@ def find_compiler() -> str:
     raise BuildError(f"no C++ compiler was found (looked for {looked_for}); install g++ 11 or newer, or set CXX")
 
 
-def run(command: list[str]) -> str:
-    """Runs a command and returns its output; raises BuildError with it on failure."""
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode != 0:
-        raise BuildError(f"{' '.join(command)}\n{result.stdout.strip()}")
-    return result.stdout
-
-
 def build(say: Callable[[str], None] = print) -> Report:
-    """Builds both modules into bitcore/kernels/bindings as BUILD_CPP_EXTENSIONS asks, and writes build_report.json.
+    """Builds the modules into bitcore/kernels/bindings as the environment asks, and writes build_report.json.
 
     Raises:
-        BuildError: the build failed and BUILD_CPP_EXTENSIONS is 1.
+        BuildError: the build failed and BUILD_CPP_EXTENSIONS or BUILD_CUDA_EXTENSIONS is 1.
     """
     wish = os.environ.get("BUILD_CPP_EXTENSIONS", "")
     report = Report()
@@ -92,6 +85,7 @@ def build(say: Callable[[str], None] = print) -> Report:
         if wish == "0":
             raise BuildError("BUILD_CPP_EXTENSIONS=0 turned the build off")
         _build_into(report, say)
+        report.cuda = vars(build_cuda.build(find_compiler(), say))
     except BuildError as error:
         report.failure = str(error)
     BINDINGS.mkdir(parents=True, exist_ok=True)
@@ -101,6 +95,12 @@ def build(say: Callable[[str], None] = print) -> Report:
         for name, reason in report.skipped.items():
             if ISA_FLAGS[name][0] == _machine():
                 say(f"left out {name}: {reason}")
+        if report.cuda["failure"] is None:
+            say(f"built CUDA kernels for {', '.join(report.cuda['architectures'])} with {report.cuda['compiler']}")
+        elif os.environ.get("BUILD_CUDA_EXTENSIONS") == "1":
+            raise BuildError(report.cuda["failure"])
+        else:
+            say(f"left out CUDA kernels: {report.cuda['failure']}")
         return report
     for name in ("bitlab_cpu.so", f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"):
         (BINDINGS / name).unlink(missing_ok=True)
@@ -136,7 +136,7 @@ def _build_into(report: Report, say: Callable[[str], None]) -> None:
     BINDINGS.mkdir(parents=True, exist_ok=True)
     jobs, report.kernels, report.skipped = core_jobs(compiler, _machine())
     jobs |= {
-        SOURCES / "bindings" / "cpu_ops.cpp": _torch_compile_flags(),
+        SOURCES / "bindings" / "cpu_ops.cpp": torch_compile_flags(),
         SOURCES / "bindings" / "module.cpp": _python_compile_flags(),
     }
 
@@ -144,7 +144,7 @@ def _build_into(report: Report, say: Callable[[str], None]) -> None:
         source, flags = job
         output = OBJECTS / f"{source.stem}.o"
         command = [*compiler.split(), *COMMON_FLAGS, *flags, "-c", str(source), "-o", str(output)]
-        _run_if_stale(command, output, [source, *SOURCES.rglob("*.h")], say)
+        run_if_stale(command, output, [source, *SOURCES.rglob("*.h")], say)
         return output
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -153,28 +153,15 @@ def _build_into(report: Report, say: Callable[[str], None]) -> None:
     facts = [str(output) for name, output in objects.items() if name != "cpu_ops"]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for output, parts, flags in (
-        (BINDINGS / "bitlab_cpu.so", operators, _torch_link_flags()),
+        (BINDINGS / "bitlab_cpu.so", operators, torch_link_flags()),
         (BINDINGS / f"_cpu{suffix}", facts, ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []),
     ):
-        _run_if_stale(
+        run_if_stale(
             [*compiler.split(), "-shared", "-o", str(output), *parts, *flags],
             output,
             [Path(part) for part in parts],
             say,
         )
-
-
-def _run_if_stale(command: list[str], output: Path, inputs: list[Path], say: Callable[[str], None]) -> None:
-    """Runs `command` unless `output` is newer than `inputs` and was made by the same command."""
-    record = OBJECTS / f"{output.name}.command"
-    line = " ".join(command)
-    fresh = output.exists() and record.exists() and record.read_text() == line
-    if fresh and all(path.stat().st_mtime <= output.stat().st_mtime for path in inputs):
-        return
-    say(f"  {'link   ' if '-shared' in command else 'compile'} {output.name}")
-    record.unlink(missing_ok=True)
-    run(command)
-    record.write_text(line)
 
 
 def _machine() -> str:
@@ -184,31 +171,6 @@ def _machine() -> str:
 def _knows(compiler: str, flags: list[str]) -> bool:
     command = [*compiler.split(), *flags, "-x", "c++", "-fsyntax-only", "-"]
     return subprocess.run(command, input="", capture_output=True, text=True, check=False).returncode == 0
-
-
-def _torch_directory() -> Path:
-    try:
-        import torch  # noqa: PLC0415
-    except ImportError as error:
-        raise BuildError(
-            f"torch is needed to build ({error}): install it first, then build with --no-build-isolation"
-        ) from error
-    return Path(torch.__file__).parent
-
-
-def _torch_compile_flags() -> list[str]:
-    include = _torch_directory() / "include"
-    return [
-        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-        "-isystem",
-        str(include),
-        "-isystem",
-        str(include / "torch/csrc/api/include"),
-    ]
-
-
-def _torch_link_flags() -> list[str]:
-    return [f"-L{_torch_directory() / 'lib'}", "-ltorch", "-ltorch_cpu"]
 
 
 def _python_compile_flags() -> list[str]:

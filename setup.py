@@ -17,7 +17,7 @@ class BuildKernels(build_ext):
         try:
             build_extensions.build()
         except build_extensions.BuildError as error:
-            sys.exit(f"BUILD_CPP_EXTENSIONS=1, and the build failed: {error}")
+            sys.exit(f"BUILD_CPP_EXTENSIONS=1 or BUILD_CUDA_EXTENSIONS=1, and the build failed: {error}")
         if not self.inplace:
             for built in build_extensions.BINDINGS.glob("*"):
                 if built.suffix in (".so", ".json"):

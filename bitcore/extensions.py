@@ -13,6 +13,7 @@ from bitcore.exceptions import ExtensionWarning
 
 BINDINGS = Path(__file__).parent / "kernels" / "bindings"
 OPERATORS = BINDINGS / "bitlab_cpu.so"
+CUDA_OPERATORS = BINDINGS / "bitlab_cuda.so"
 BUILD_REPORT = BINDINGS / "build_report.json"
 REMEDY = (
     "run `python build_extensions.py` in a source tree, "
@@ -29,6 +30,24 @@ def why_missing() -> str | None:
         torch.ops.load_library(str(OPERATORS))  # type: ignore[no-untyped-call]
         importlib.import_module("bitcore.kernels.bindings._cpu")
     except (OSError, ImportError) as error:
+        return f"built, but not loadable: {error}"
+    return None
+
+
+@cache
+def why_cuda_missing() -> str | None:
+    """Why there are no compiled CUDA kernels, or None when they are loaded. Touches no GPU."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if why_missing() is not None:  # it defines the operators
+        return f"the compiled CPU kernels are missing: {why_missing()}"
+    if not CUDA_OPERATORS.exists():
+        cuda = build_report().get("cuda")
+        failure = cuda.get("failure") if isinstance(cuda, dict) else None
+        return f"not built: {failure or 'build_extensions.py has not run'}"
+    try:
+        torch.ops.load_library(str(CUDA_OPERATORS))  # type: ignore[no-untyped-call]
+    except OSError as error:
         return f"built, but not loadable: {error}"
     return None
 

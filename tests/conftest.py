@@ -2,12 +2,13 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from bitcore.kernels import KernelRegistry
+from bitcore.kernels import BitKernelBase, KernelRegistry
 
 settings.register_profile(
     "bitlab",
@@ -29,13 +30,22 @@ def fresh_random_data() -> None:
 
 
 @pytest.fixture
-def kernel_class(request: pytest.FixtureRequest) -> object:
-    """The kernel of an indirect parameter. Only a required one can be unavailable here (see below): a failure."""
+def kernel_class(request: pytest.FixtureRequest) -> Iterator[object]:
+    """The kernel of an indirect parameter; tensors are made on its device while the test runs.
+
+    Only a required kernel can be unavailable here (see below): a failure.
+    """
     kernel = KernelRegistry._kernels[request.param]
     reason = kernel.unavailable_reason()
     if reason is not None:
         pytest.fail(f"kernel {request.param} is required here, but {reason}")
-    return kernel
+    with torch.device(device_of(kernel)):
+        yield kernel
+
+
+def device_of(kernel: type[BitKernelBase]) -> str:
+    """The device on which a kernel is tested."""
+    return "cpu" if kernel.device_types is None or "cpu" in kernel.device_types else min(kernel.device_types)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

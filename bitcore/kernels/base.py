@@ -62,6 +62,7 @@ class BitKernelBase(ABC):
     # Sizes that hit this kernel's own edges: its tests add them to the ordinary ones.
     test_in_features: ClassVar[tuple[int, ...]] = ()
     test_out_features: ClassVar[tuple[int, ...]] = ()
+    test_rows: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, config: BitQuantConfig) -> None:
         self.config = config

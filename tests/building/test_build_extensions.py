@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    shutil.copy(ROOT / "build_extensions.py", tmp_path)
+    for script in ROOT.glob("build_*.py"):
+        shutil.copy(script, tmp_path)
     shutil.copytree(ROOT / "bitcore" / "csrc", tmp_path / "bitcore" / "csrc")
     return tmp_path
 

@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bitcore import BitQuantConfig
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.kernels.base import MAX_IN_FEATURES
-from bitcore.kernels.cpu import MAX_INT4_IN_FEATURES
+from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES
 from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import QuantizedWeight, dequantize, per_weight
@@ -30,6 +30,8 @@ CONFIGS = [
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel"),
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_tensor", weight_quantizer="minmax"),
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_group", weight_quantizer="minmax", group_size=32),
+    BitQuantConfig(weight_granularity="per_group", group_size=128),
+    BitQuantConfig(storage_format="base3", weight_granularity="per_group", group_size=160),
 ]
 FLOAT_CONFIGS = [config.model_copy(update={"activation_dtype": "float32"}) for config in CONFIGS]
 COMPILED = sorted(name for name, kernel in KernelRegistry._kernels.items() if kernel.has_cpp_backend)
@@ -42,15 +44,17 @@ def serve(
     kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype = torch.float32
 ) -> BitKernelBase:
     """The kernel for `config` on its own device, or a skip with its reason."""
-    device_type = (
-        "cpu"
-        if kernel_class.device_types is None or "cpu" in kernel_class.device_types
-        else min(kernel_class.device_types)
-    )
+    device_type = torch.get_default_device().type  # that of the kernel, see the fixture
     reason = kernel_class.unsupported_reason(KernelRequest(config, device_type, dtype))
     if reason is not None:
         pytest.skip(reason)
     return kernel_class(config)
+
+
+def assume_served(kernel_class: type[BitKernelBase], config: BitQuantConfig) -> None:
+    """`serve` where hypothesis draws the config: leaves out the example alone."""
+    request = KernelRequest(config, torch.get_default_device().type, torch.float32)
+    assume(kernel_class.unsupported_reason(request) is None)
 
 
 def random_weight(rows: int, columns: int, config: BitQuantConfig) -> PackedWeight:
@@ -125,7 +129,7 @@ def test_equals_reference_at_its_edges(
         for out_features in (1, 17, *kernel_class.test_out_features):
             weight = random_weight(out_features, in_features, config)
             bias = torch.randn(out_features).to(dtype)
-            for rows in (1, 2, 3, 4, 5, 9):
+            for rows in (1, 2, 3, 4, 5, 9, *kernel_class.test_rows):
                 x = torch.randn(rows, in_features).to(dtype)
                 assert_same(kernel.linear(x, weight, bias), reference.linear(x, weight, bias))
 
@@ -154,6 +158,7 @@ def test_equals_reference_on_any_shape(
     scale: float,
     seed: int,
 ) -> None:
+    assume_served(kernel_class, config)
     torch.manual_seed(seed)
     weight = random_weight(out_features, in_features, config)
     x = (torch.randn(rows, in_features) * scale).to(dtype)
@@ -250,7 +255,7 @@ def test_nan_and_inf_are_those_of_the_reference(
     for bad in (math.nan, math.inf, -math.inf):
         x = torch.randn(5, 70).to(dtype)
         x[2, 69] = bad
-        y = kernel_class(config).linear(x, weight, bias)
+        y = serve(kernel_class, config).linear(x, weight, bias)
         assert_same(y, ReferenceKernel(config).linear(x, weight, bias))
         spoilt = y.isnan().all(1).tolist()
         assert spoilt == (
@@ -271,6 +276,9 @@ def test_results_that_leave_float16_or_are_denormal(kernel_class: type[BitKernel
 
 def fixed_point_definition(x: Tensor, weight: PackedWeight, bias: Tensor, config: BitQuantConfig) -> Tensor:
     """What compiled kernels compute of floating-point activations: exact sums of 24-bit fixed-point numbers."""
+    x, bias, weight = x.cpu(), bias.cpu(), weight._replace(packed=weight.packed.cpu(), scale=weight.scale.cpu())
+    if weight.zero_point is not None:
+        weight = weight._replace(zero_point=weight.zero_point.cpu())
     largest = x.float().abs().amax(1, keepdim=True).clamp(min=1e-30)
     factor = torch.full_like(largest, 127 * 65536) / largest  # of a number, PyTorch would multiply with the reciprocal
     rest = (x.float() * factor).round().long()
@@ -284,7 +292,7 @@ def fixed_point_definition(x: Tensor, weight: PackedWeight, bias: Tensor, config
     grouped = weight.scale.dim() == 2
     size = config.group_size if grouped else values.shape[1]
     x_scale = largest / (127 * 65536)
-    y = torch.zeros(x.shape[0], values.shape[0])
+    y = torch.zeros(x.shape[0], values.shape[0], device="cpu")
     for g, group in enumerate(values.split(size, 1)):
         sums = [(digit.split(size, 1)[g] @ group.T).float() for digit in digits]
         product = (sums[0] * 256 + sums[1]) * 256 + sums[2]
@@ -313,12 +321,13 @@ def test_floating_point_activations_equal_their_definition(
     scale: float,
     seed: int,
 ) -> None:
+    assume_served(kernel_class, config)
     torch.manual_seed(seed)
     weight = random_weight(out_features, in_features, config)
     x = (torch.randn(rows, in_features).clamp(-9, 9) * scale).to(dtype)
     x = x.where(x.isfinite(), 0.0)
     bias = torch.randn(out_features).to(dtype)
-    assert_same(kernel_class(config).linear(x, weight, bias), fixed_point_definition(x, weight, bias, config))
+    assert_same(kernel_class(config).linear(x, weight, bias).cpu(), fixed_point_definition(x, weight, bias, config))
 
 
 @every_compiled_kernel
@@ -331,7 +340,7 @@ def test_floating_point_activations_lose_no_more_than_float32(
     x = torch.randn(4, 1100)
     x[1, 7], x[2] = 1000.0, x[2] * 1e-20
     exact = x.double() @ dequantize(weight.values(config), weight.scale, weight.zero_point, config).double().T
-    error = (kernel_class(config).linear(x, weight).double() - exact).abs()
+    error = (serve(kernel_class, config).linear(x, weight).double() - exact).abs()
     weights = dequantize(weight.values(config), weight.scale, weight.zero_point, config).double().abs()
     bound = 2**-22 * x.abs().amax(1, keepdim=True).double() * weights.sum(1)
     assert (error <= bound).all()
@@ -344,7 +353,7 @@ def test_nan_and_inf_spoil_their_own_token(kernel_class: type[BitKernelBase], co
     for bad in (math.nan, math.inf, -math.inf):
         x = torch.randn(5, 70)
         x[2, 69] = bad
-        y = kernel_class(config).linear(x, weight, torch.randn(7))
+        y = serve(kernel_class, config).linear(x, weight, torch.randn(7))
         assert y.isnan().all(1).tolist() == y.isnan().any(1).tolist() == [False, False, True, False, False]
     assert_same(kernel_class(config).linear(torch.zeros(2, 70), weight, torch.ones(7)), torch.ones(2, 7))
 

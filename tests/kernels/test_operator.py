@@ -5,7 +5,7 @@ import torch
 
 from bitcore import BitQuantConfig, extensions
 from bitcore.kernels import KernelRegistry
-from bitcore.kernels.cpu import operator_mode
+from bitcore.kernels.portable import PortableKernel
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLinear
 
@@ -24,13 +24,13 @@ def arguments(rows: int = 3) -> list[object]:
         None,
         torch.randn(6),
         10,
-        operator_mode("portable", CONFIG),
+        PortableKernel(CONFIG)._mode,
     ]
 
 
 def int4_arguments() -> list[object]:
     weight = PackedWeight.from_float(torch.randn(6, 10), INT4)
-    mode = operator_mode("portable", INT4)
+    mode = PortableKernel(INT4)._mode
     return [torch.randn(3, 10), weight.packed, weight.scale, weight.zero_point, None, 10, mode]
 
 
@@ -38,7 +38,7 @@ def group_arguments() -> list[object]:
     weights = [PackedWeight.from_float(torch.randn(rows, 10), CONFIG) for rows in (6, 3)]
     packed, scales = [weight.packed for weight in weights], [weight.scale for weight in weights]
     biases = [torch.randn(6), torch.randn(3)]
-    return [torch.randn(3, 10), packed, scales, [], biases, 10, operator_mode("portable", CONFIG)]
+    return [torch.randn(3, 10), packed, scales, [], biases, 10, PortableKernel(CONFIG)._mode]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

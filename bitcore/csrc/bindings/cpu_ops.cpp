@@ -86,7 +86,7 @@ void multiply(const Tensor& x, int64_t in_features, const Mode& mode, const cpu:
   const Tensor rows = stride ? x : torch::stable::contiguous(x);
   const cpu::Activations activations{
       .x = rows.const_data_ptr(),
-      .dtype = dtype_of(x.scalar_type()),
+      .dtype = dtype_of<cpu::Dtype>(x.scalar_type()),
       .m = x.numel() / in_features,
       .k = in_features,
       .x_stride = stride.value_or(in_features),
@@ -114,7 +114,7 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight_packed, const Tensor&
   check_x(x, in_features);
   CheckedWeight checked(layout, in_features, weight_packed, weight_scale, pointer_to(weight_zero_point),
                         pointer_to(bias));
-  Tensor y = empty_output(x, checked.weight.n);
+  Tensor y = empty_output(x, checked.weight.n, aoti_torch_device_type_cpu(), 0);
   checked.weight.y = y.mutable_data_ptr();
   multiply(x, in_features, mode, layout, &checked.weight, 1);
   return y;
@@ -140,7 +140,7 @@ std::vector<Tensor> packed_linear_group(const Tensor& x, const std::vector<Tenso
     checked.emplace_back(layout, in_features, weight_packed[i], weight_scale[i],
                          weight_zero_point.empty() ? nullptr : &weight_zero_point[i],
                          bias.empty() ? nullptr : &bias[i]);
-    outputs.push_back(empty_output(x, checked[i].weight.n));
+    outputs.push_back(empty_output(x, checked[i].weight.n, aoti_torch_device_type_cpu(), 0));
     weights.push_back(checked[i].weight);
     weights[i].y = outputs[i].mutable_data_ptr();
   }

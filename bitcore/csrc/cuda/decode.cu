@@ -1,0 +1,343 @@
+// Few columns (at most 16): bound by reading the weights once.
+//
+//     block   16 warps share tiles of 16 rows, warp w reads chunks w, w + 16, ... of all 16; the blocks of a launch
+//     stay and
+//             take tile after tile, with the next chunks of the warp, also those of the next tile, always under way
+//     lane    16 bytes of row g and 16 of row g + 8 a chunk: 4 lanes read 64 neighbouring bytes
+//     shared  the chunks under way (a lane reads back what it copied itself), and the int8 activations of all K, made
+//     by
+//             the block itself from x where there is one token
+//
+// Two bits a weight: 32 bytes a lane are 128 weights, 56 shifts and masks, and 8 products m16n8k32 of the warp.
+#include "activations.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+#include "rows.cuh"
+#include "tensor_core.cuh"
+#include "weight_stages.cuh"
+
+namespace bitlab::cuda {
+namespace {
+
+constexpr int kWarps = 16, kThreads = 32 * kWarps, kRows = 16;
+constexpr int kStages = 4;                // chunks of a warp, one being used
+constexpr int kColumnStride = kRows + 4;  // of sums in shared memory: without bank conflicts
+
+struct Decode {
+  Linear linear;
+  Quantized quantized;
+  RowTiles tiles;
+  int64_t row_bytes;
+};
+
+template <bool kAligned>
+constexpr int kRingBytes = kWarps * kStages * kRows * kRowStage<kAligned>;
+
+// The chunks that a warp copies, tile after tile.
+template <bool kAligned>
+struct ChunkReader {
+  static constexpr int kStageBytes = kRows * kRowStage<kAligned>;
+
+  const Decode& a;
+  int tile, offset;     // of the lane's bytes in its rows; behind the last tile INT_MAX
+  int chunks_end;       // offset at which a row has been read
+  int turns_end;        // the same for all warps of the block: chunks in whole turns
+  int64_t tile_stride;  // bytes from the rows of a tile to those of the block's next
+  uint32_t to, ring;
+  const Weight* weight;
+  const uint8_t *row, *row8;
+
+  __device__ __forceinline__ ChunkReader(const Decode& a, uint32_t ring)
+      : a(a),
+        tile(static_cast<int>(blockIdx.x)),
+        chunks_end(static_cast<int>(a.quantized.chunks) * kChunkBytes),
+        turns_end((chunks_end + kWarps * kChunkBytes - 1) / (kWarps * kChunkBytes) * (kWarps * kChunkBytes)),
+        to(0),
+        ring(ring + place_in_stage<kAligned>()) {
+    find_rows();
+    tile_stride = static_cast<int64_t>(gridDim.x) * kRows * a.row_bytes;
+  }
+
+  __device__ __forceinline__ void next_tile() {
+    tile += static_cast<int>(gridDim.x);
+    if (a.tiles.even && tile < a.tiles.count) {
+      offset -= turns_end;
+      row += tile_stride;
+      row8 += tile_stride;
+    } else {
+      find_rows();
+    }
+  }
+
+  __device__ __forceinline__ void find_rows() {
+    offset = 0x7fffffff;
+    if (tile >= a.tiles.count) return;
+    offset = threadIdx.x / 32 * kChunkBytes + threadIdx.x % 4 * 16;
+    int64_t first;
+    weight = &a.linear.weights[weight_of_tile(a.linear, a.tiles, tile, kRows, &first)];
+    const int64_t g = threadIdx.x % 32 / 4, last = weight->n - 1;
+    row = weight->packed + min(first + g, last) * a.row_bytes;
+    row8 = weight->packed + min(first + g + 8, last) * a.row_bytes;
+  }
+
+  // A turn of the block is a chunk for each of its warps; in the last turn of a tile for some of them none.
+  __device__ __forceinline__ void copy() {
+    if (offset < chunks_end) {
+      copy_share<kAligned>(*weight, a.row_bytes, row, offset, ring + to);
+      copy_share<kAligned>(*weight, a.row_bytes, row8, offset, ring + to + 8 * kRowStage<kAligned>);
+    }
+    end_copies();
+    to = to + kStageBytes == kStages * kStageBytes ? 0 : to + kStageBytes;
+    if (offset == 0x7fffffff) return;
+    offset += kWarps * kChunkBytes;
+    if (offset >= turns_end) next_tile();
+  }
+
+  // Brings the first tile nearer.
+  __device__ __forceinline__ void prefetch() const {
+#pragma unroll 1
+    for (int ahead = offset; ahead < a.row_bytes; ahead += kWarps * kChunkBytes) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(row + ahead));
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(row8 + ahead));
+    }
+  }
+};
+
+// What the block knows of its columns; absmax and sums of the warps where it quantizes itself.
+struct Columns {
+  float scale[kMostDecodeColumns];  // by token
+  int sum[kMostDecodeColumns];
+  uint32_t absmax[kWarps];
+  int warp_sum[kWarps][kFloatDigits];
+};
+
+// A token that every block quantizes itself. A thread takes words threadIdx.x, + kThreads, ... of its 4P values.
+template <Format kFormat, int kDigits>
+struct BlockToken {
+  using Layout = Chunk<kFormat>;
+  static constexpr int kCount = 4 * Layout::kPerByte;
+  static constexpr int kRounds = (kMostTokenWeights + kThreads * kCount - 1) / (kThreads * kCount);
+
+  uint32_t pairs[kRounds][kCount / 2];
+
+  __device__ __forceinline__ void load(const Linear& linear) {
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int word = round * kThreads + static_cast<int>(threadIdx.x);
+      const int k0 = word / 16 * Layout::kWeights + (word % 4 * 4 + word / 4 % 4) * kCount;
+      load_pairs<kCount>(linear.x, k0, k0 < linear.k, pairs[round]);
+    }
+  }
+
+  // All threads of the block. q is complete after the next barrier.
+  __device__ __forceinline__ void quantize(Dtype dtype, int words, int8_t* q, Columns& columns) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t largest = 0;
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) largest = max(largest, absmax_bits(pairs[round], dtype));
+    largest = warp_max(largest);
+    if (lane == 0) columns.absmax[warp] = largest;
+    __syncthreads();
+    largest = warp_max(columns.absmax[lane % kWarps]);
+    const Quantizer quantizer = quantizer_of(largest, kDigits);
+    if (threadIdx.x == 0) columns.scale[0] = quantizer.scale;
+    int sums[kDigits] = {};
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int word = round * kThreads + static_cast<int>(threadIdx.x);
+      if (word >= words) break;
+      float values[kCount];
+      to_floats<kCount>(pairs[round], dtype, values);
+      uint32_t codes[kDigits][Layout::kPerByte];
+      quantize_share<Layout::kPerByte>(values, quantizer, codes, sums);
+      const int r0 = word / 16 * Layout::kHalfSteps + word / 4 % 4 * Layout::kPerByte;
+#pragma unroll
+      for (int d = 0; d < kDigits; ++d) {
+        int8_t* to = q + d * 64 + word % 4 * 16;
+        if constexpr (Layout::kPerByte == 4) {
+          *reinterpret_cast<uint4*>(to + r0 / 4 * kDigits * 64) = {codes[d][0], codes[d][1], codes[d][2], codes[d][3]};
+        } else {
+#pragma unroll
+          for (int i = 0; i < Layout::kPerByte; ++i)
+            *reinterpret_cast<uint32_t*>(to + (r0 + i) / 4 * kDigits * 64 + (r0 + i) % 4 * 4) = codes[d][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < kDigits; ++d) {
+      const int total = warp_sum(sums[d]);
+      if (lane == 0) columns.warp_sum[warp][d] = total;
+    }
+  }
+};
+
+template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes, bool kAligned>
+__global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_constant__ Decode a) {
+  using Layout = Chunk<kFormat>;
+  constexpr int kColumns = 8 * kColumnTiles;
+  extern __shared__ __align__(128) int8_t shared[];
+  int8_t* q = shared + kRingBytes<kAligned>;  // [chunks][half steps / 4][columns][64], see Quantized::fragments
+  __shared__ int partial[2][kWarps][kColumns][kColumnStride];
+  __shared__ Columns of_columns;
+
+  const Linear& linear = a.linear;
+  const int m = static_cast<int>(linear.m);
+  const int columns = m * kDigits;
+  const int chunks = static_cast<int>(a.quantized.chunks);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t ring = shared_address(shared) + warp * (kRingBytes<kAligned> / kWarps);
+
+  ChunkReader<kAligned> reader(a, ring);
+  if constexpr (kQuantizes) {
+    // What runs before may have written the weights: until it has ended they may come closer, but not be used.
+    reader.prefetch();
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    BlockToken<kFormat, kDigits> token;
+    token.load(linear);  // ahead of the weights, which would hold it up
+#pragma unroll 1
+    for (int i = 0; i < kStages - 1; ++i) reader.copy();
+    token.quantize(linear.dtype, chunks * 16, q, of_columns);
+    __syncthreads();
+    if (threadIdx.x < kDigits) {  // read after the barrier of the first tile
+      int total = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) total += of_columns.warp_sum[w][threadIdx.x];
+      of_columns.sum[threadIdx.x] = total;
+    }
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < kStages - 1; ++i) reader.copy();
+    wait_for_previous_kernel();  // the quantization, which began after all before it had ended
+    let_next_kernel_start();
+    const int vectors = chunks * Layout::kHalfSteps * columns;
+    const uint4* from = reinterpret_cast<const uint4*>(a.quantized.q);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < vectors; i += kThreads) reinterpret_cast<uint4*>(q)[i] = from[i];
+    if (threadIdx.x < m) of_columns.scale[threadIdx.x] = a.quantized.scale[threadIdx.x];
+    if (threadIdx.x < columns) of_columns.sum[threadIdx.x] = a.quantized.sum[threadIdx.x];
+    __syncthreads();
+  }
+
+  // What this lane reads of the columns; those that do not exist repeat the last one, and nobody reads their sums.
+  uint32_t column[kColumnTiles];
+#pragma unroll
+  for (int j = 0; j < kColumnTiles; ++j)
+    column[j] = shared_address(q) + min(8 * j + lane / 4, columns - 1) * 64 + lane % 4 * 16;
+  const uint32_t quad_bytes = columns * 64;
+
+  // The output of each tile that this thread writes; with few tokens the warps take turns at it.
+  int out = threadIdx.x;
+  uint32_t stage = 0;
+  int buffer = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles.count; tile += static_cast<int>(gridDim.x)) {
+    int64_t first;
+    const Weight& weight = linear.weights[weight_of_tile(linear, a.tiles, tile, kRows, &first)];
+    const int out_token = out / kRows, out_row = out % kRows;
+    const int64_t n = first + out_row;
+    const bool live = out_token < m && n < weight.n;
+    float weight_scale;
+    int zero;
+    if (live) {  // asked for early
+      weight_scale = weight.scale[n * weight.scale_stride];
+      zero = zero_of(weight, kFormat, n, 0);
+    }
+    const uint8_t* row = weight.packed + min(first + lane / 4, weight.n - 1) * a.row_bytes;
+    const uint8_t* row8 = weight.packed + min(first + lane / 4 + 8, weight.n - 1) * a.row_bytes;
+    const uint32_t shift = shift_of_row<kAligned>(row), shift8 = shift_of_row<kAligned>(row8);
+
+    int acc[kColumnTiles][2][4] = {};  // two chains of products, because one waits for itself
+    for (int chunk = warp; chunk - warp < chunks; chunk += kWarps) {
+      wait_for_copies<kStages - 2>();
+      if constexpr (!kAligned) __syncwarp();
+      const uint32_t place = reader.ring + stage;
+      const Words<4> words = staged_words<kAligned>(place, shift);
+      const Words<4> words8 = staged_words<kAligned>(place + 8 * kRowStage<kAligned>, shift8);
+      reader.copy();
+      stage = stage + ChunkReader<kAligned>::kStageBytes == kStages * ChunkReader<kAligned>::kStageBytes
+                  ? 0
+                  : stage + ChunkReader<kAligned>::kStageBytes;
+      if (chunk >= chunks) continue;
+      uint32_t codes[Layout::kHalfSteps], codes8[Layout::kHalfSteps];
+      decode_words<kFormat>(words, codes);
+      decode_words<kFormat>(words8, codes8);
+      uint32_t quad = chunk * (Layout::kHalfSteps / 4) * quad_bytes;
+#pragma unroll
+      for (int r = 0; r < Layout::kHalfSteps; r += 4, quad += quad_bytes)
+#pragma unroll
+        for (int j = 0; j < kColumnTiles; ++j) {
+          const Words<4> b = load_shared_words(column[j] + quad);
+          multiply_add(acc[j][0], codes[r], codes8[r], codes[r + 1], codes8[r + 1], b.word[0], b.word[1]);
+          multiply_add(acc[j][1], codes[r + 2], codes8[r + 2], codes[r + 3], codes8[r + 3], b.word[2], b.word[3]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < kColumnTiles; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        partial[buffer][warp][8 * j + 2 * (lane % 4) + i % 2][lane / 4 + i / 2 * 8] = acc[j][0][i] + acc[j][1][i];
+    __syncthreads();
+    if (live) {
+      int total[kDigits];
+#pragma unroll
+      for (int d = 0; d < kDigits; ++d) {
+        total[d] = -zero * of_columns.sum[out_token * kDigits + d];
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) total[d] += partial[buffer][w][out_token * kDigits + d][out_row];
+      }
+      const float factor = __fmul_rn(of_columns.scale[out_token], weight_scale);
+      const float value = with_bias(__fmul_rn(product_of(total, kDigits), factor), weight, n);
+      store_float(weight.y, linear.dtype, out_token * weight.n + n, value);
+    }
+    buffer ^= 1;
+    out = (out + 32) % kThreads;
+  }
+}
+
+template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes>
+cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
+  const size_t q_bytes = decode_shared_bytes(a.linear.m * kDigits, padded_k(kFormat, a.linear.k, 4));
+  const size_t shared = q_bytes + (aligned ? kRingBytes<true> : kRingBytes<false>);
+  const size_t of_block = shared + sizeof(int) * 2 * kWarps * 8 * kColumnTiles * kColumnStride + 1280;
+  const int resident = static_cast<int>(device.shared_memory / of_block);
+  const int most = (resident > 2 ? 2 : resident < 1 ? 1 : resident) * device.multiprocessors;
+  const auto blocks = static_cast<unsigned>(a.tiles.count < most ? a.tiles.count : most);
+  const auto kernel = aligned ? decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, true>
+                              : decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, false>;
+  return launch(kernel, dim3(blocks), kThreads, shared, stream, true, 1, a);
+}
+
+template <Format kFormat, int kDigits>
+cudaError_t launch_digits(const Decode& a, const Device& device, bool aligned, void* stream) {
+  if (a.quantized.q == nullptr) return launch_kernel<kFormat, kDigits, 1, true>(a, device, aligned, stream);
+  return a.linear.m * kDigits <= 8 ? launch_kernel<kFormat, kDigits, 1, false>(a, device, aligned, stream)
+                                   : launch_kernel<kFormat, kDigits, 2, false>(a, device, aligned, stream);
+}
+
+template <Format kFormat>
+cudaError_t launch_format(const Decode& a, const Device& device, bool aligned, void* stream) {
+  return a.quantized.digits == 1 ? launch_digits<kFormat, 1>(a, device, aligned, stream)
+                                 : launch_digits<kFormat, kFloatDigits>(a, device, aligned, stream);
+}
+
+}  // namespace
+
+size_t decode_shared_bytes(int64_t columns, int64_t padded_k) { return static_cast<size_t>(columns * padded_k); }
+
+bool decode_can_quantize(const Linear& linear) {
+  return linear.m == 1 && linear.k <= kMostTokenWeights && linear.k % (4 * weights_per_byte(linear.format)) == 0 &&
+         linear.dtype != Dtype::kFloat32 && reinterpret_cast<uintptr_t>(linear.x) % 16 == 0;
+}
+
+int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream) {
+  const int64_t row_bytes = bytes_of_row(linear);
+  const Decode a = {linear, quantized, row_tiles(linear, kRows), row_bytes};
+  const bool aligned = rows_are_aligned(linear, row_bytes);
+  switch (linear.format) {
+    case Format::k2Bit: return launch_format<Format::k2Bit>(a, device, aligned, stream);
+    case Format::kBase3: return launch_format<Format::kBase3>(a, device, aligned, stream);
+    default: return launch_format<Format::kInt4>(a, device, aligned, stream);
+  }
+}
+
+}  // namespace bitlab::cuda

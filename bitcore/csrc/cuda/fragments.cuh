@@ -1,0 +1,116 @@
+// How packed weights become the left operand of a tensor-core product, and the order of K that follows from it.
+//
+// m16n8k32 and wgmma's m64nNk32 deal their left operand alike: lane = 4 * row + t holds, for rows `row` and `row + 8`,
+// bytes 4t..4t+3 and 16+4t..16+4t+3 of the 32. A register is therefore four bytes of one of two halves r of a step.
+//
+//     a chunk of one row: 16 * W packed bytes, 4 * W for each lane t            P weights a byte
+//     lane t      word 0 .. W-1, each word: byte 0..3, each byte: code 0..P-1
+//     register r = P * w + i  holds code i of the four bytes of word w          one shift and one mask
+//     step s      registers r = 2s and 2s + 1                                   32 weights of the row
+//
+// So byte b of register r in lane t is weight  k = 4PW * t + 4P * w + P * b + i  of the chunk, and the activations of a
+// chunk lie as [r][column][t][b]: 16 bytes for each r of each column. Eight columns of one r are a core matrix, what
+// ldmatrix and wgmma read at once, without a bank conflict.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "linear.h"
+
+namespace bitlab::cuda {
+
+template <Format kFormat, int kWords = 4>
+struct Chunk {
+  static constexpr int kPerByte = weights_per_byte(kFormat);
+  static constexpr int kHalfSteps = kPerByte * kWords;  // registers a lane gets of one row
+  static constexpr int kBytes = 16 * kWords;            // of one row
+  static constexpr int kWeights = kBytes * kPerByte;    // of one row
+};
+
+// The codes of the four bytes of `word`: byte b of codes[i] is code i of byte b.
+template <Format kFormat>
+__device__ __forceinline__ void decode(uint32_t word, uint32_t (&codes)[weights_per_byte(kFormat)]) {
+  if constexpr (kFormat == Format::k2Bit) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[i] = word >> 2 * i & 0x03030303u;
+  } else if constexpr (kFormat == Format::kInt4) {
+    codes[0] = word & 0x0f0f0f0fu;
+    codes[1] = word >> 4 & 0x0f0f0f0fu;
+  } else {
+    // A byte is a fraction: times 3 moves its next digit in front of the point, here from bits 0..7 to 8..9.
+    uint32_t even = word & 0x00ff00ffu, odd = word >> 8 & 0x00ff00ffu;
+#pragma unroll
+    for (int i = 0; i < 5; ++i) {
+      even *= 3;
+      odd *= 3;
+      codes[i] = __byte_perm(even, odd, 0x7351);  // bytes 1 and 3 of each
+      even &= 0x00ff00ffu;
+      odd &= 0x00ff00ffu;
+    }
+  }
+}
+
+// The packed words of one lane for one row of one chunk.
+template <int kWords>
+struct Words {
+  uint32_t word[kWords];
+};
+
+// Reads bytes [offset, offset + 4 * kWords) of a row of row_bytes; what is read behind it meets activations of 0. Where
+// every row starts at a multiple of 16 (kAligned) that is one load. Else words are put together from the aligned words
+// that they straddle, and near `end`, where the tensor ends, from bytes.
+template <int kWords, bool kAligned>
+__device__ __forceinline__ Words<kWords> load_words(const uint8_t* row, int64_t row_bytes, int64_t offset,
+                                                    const uint8_t* end) {
+  Words<kWords> result;
+  const uint8_t* from = row + offset;
+  if constexpr (kAligned && kWords == 4) {
+    uint4 v = {0, 0, 0, 0};
+    if (offset < row_bytes)
+      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                   : "l"(from));
+    result.word[0] = v.x;
+    result.word[1] = v.y;
+    result.word[2] = v.z;
+    result.word[3] = v.w;
+  } else if (from + 4 * kWords + 4 <= end && offset < row_bytes) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(from);
+    const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
+    const uint32_t shift = 8 * static_cast<uint32_t>(address & 3);
+    uint32_t low = __ldg(words);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const uint32_t high = __ldg(words + w + 1);
+      result.word[w] = __funnelshift_r(low, high, shift);
+      low = high;
+    }
+  } else {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      uint32_t word = 0;
+#pragma unroll
+      for (int b = 0; b < 4; ++b)
+        if (offset + 4 * w + b < row_bytes) word |= static_cast<uint32_t>(__ldg(from + 4 * w + b)) << 8 * b;
+      result.word[w] = word;
+    }
+  }
+  return result;
+}
+
+// Programmatic dependent launch (sm_90): a kernel may start while the one before it still runs, and waits here for all
+// of it. Elsewhere a kernel starts when the one before it has ended.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+}  // namespace bitlab::cuda

@@ -1,0 +1,43 @@
+// The kernels that multiply, chosen in run.cu, and what they ask of a call.
+#pragma once
+
+#include "linear.h"
+#include "quantized.h"
+
+namespace bitlab::cuda {
+
+inline int64_t bytes_of_row(const Linear& linear) {
+  const int per_byte = weights_per_byte(linear.format);
+  return (linear.k + per_byte - 1) / per_byte;
+}
+
+// Chunks of all lanes, each `words` packed words: 16 * words bytes of a row.
+inline int64_t chunks_of(Format format, int64_t k, int words) {
+  const int64_t weights = int64_t{16} * words * weights_per_byte(format);
+  return (k + weights - 1) / weights;
+}
+
+inline int64_t padded_k(Format format, int64_t k, int words) {
+  return chunks_of(format, k, words) * 16 * words * weights_per_byte(format);
+}
+
+// Whether every row of every weight starts at a multiple of 16 bytes.
+inline bool rows_are_aligned(const Linear& linear, int64_t row_bytes) {
+  uintptr_t bits = static_cast<uintptr_t>(row_bytes);
+  for (int i = 0; i < linear.weight_count; ++i) bits |= reinterpret_cast<uintptr_t>(linear.weights[i].packed);
+  return bits % 16 == 0;
+}
+
+// Each returns a cudaError_t.
+constexpr int kMostDecodeColumns = 16;
+constexpr int kMostTokenWeights = 12288;  // of a token that every block of launch_decode quantizes itself
+bool decode_can_quantize(const Linear& linear);
+size_t decode_shared_bytes(int64_t columns, int64_t padded_k);
+int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
+
+int launch_batch(const Linear& linear, const Quantized& quantized, void* stream);
+
+int hopper_columns(int64_t columns);  // of a tile
+int launch_hopper(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
+
+}  // namespace bitlab::cuda

@@ -1,0 +1,38 @@
+// Launches with the attribute that lets a kernel start before the one in front of it has ended.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace bitlab::cuda {
+
+// `cluster` blocks along z share their memory (sm_90). The kernel must call wait_for_previous_kernel().
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_memory, void* stream,
+                   bool early, int cluster, Arguments... arguments) {
+  if (shared_memory > 16 * 1024) {  // 48 KiB, with what the kernel declares itself, need no asking
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_memory));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_memory;
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (early) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = 1;
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = static_cast<unsigned>(cluster);
+  }
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace bitlab::cuda

@@ -1,0 +1,28 @@
+// Quantized activations in the workspace, between the kernel that quantizes and the one that multiplies.
+#pragma once
+
+#include "linear.h"
+
+namespace bitlab::cuda {
+
+// Columns are int8 vectors: the tokens, or the three digits of each. A tile of columns holds whole tokens: blocks of
+// token_block tokens, once for each digit.
+struct Quantized {
+  int8_t* q;              // [tiles][chunks][half steps][tile_columns][16], or as `fragments` says
+  float* scale;           // [m]
+  int32_t* sum;           // [m * digits][groups], of q
+  uint32_t* absmax_bits;  // [1], of the whole input; per_tensor alone
+  int digits;
+  int tile_columns;
+  int tile_tokens;  // tile_columns / digits
+  int token_block;
+  bool fragments;  // [tiles][chunks][half steps / 4][tile_columns][t][half step % 4][4]: what a lane needs, together
+  int words;       // of one lane in a chunk: `kWords` of fragments.cuh
+  int64_t chunks;
+  int64_t groups;  // 1 or those of the weight scale
+};
+
+// cudaError_t. `early`: the kernel that multiplies may start before this one ends.
+int launch_quantize(const Linear& linear, const Quantized& quantized, void* stream);
+
+}  // namespace bitlab::cuda

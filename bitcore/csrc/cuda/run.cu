@@ -1,0 +1,104 @@
+// Which kernels serve a call, by its number of columns, and where the quantized activations lie in its workspace.
+#include <cuda_runtime.h>
+
+#include "kernels.h"
+#include "linear.h"
+#include "quantized.h"
+
+namespace bitlab::cuda {
+namespace {
+
+enum class Path { kDecode, kDecodeQuantizing, kBatch, kHopper };
+
+constexpr int kDecodeOwnShared = 124 * 1024;  // beside the activations, at most
+
+size_t aligned_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+int digits_of(const Linear& linear) { return linear.quantization == Quantization::kNone ? kFloatDigits : 1; }
+
+// Packed words of a lane in a chunk: chunks must not straddle groups. 0 where no number of words fits.
+int words_of(Format format, int64_t group_size) {
+  if (group_size == 0) return 4;
+  const int per_byte = weights_per_byte(format);
+  for (const int words : {4, 2, 1})
+    if (group_size % (16 * words * per_byte) == 0 && words * per_byte % 2 == 0) return words;
+  return 0;
+}
+
+Path path_of(const Linear& linear, const Device& device) {
+  const int64_t columns = linear.m * digits_of(linear);
+  if (linear.group_size == 0 && columns <= kMostDecodeColumns) {
+    const size_t shared = decode_shared_bytes(columns, padded_k(linear.format, linear.k, 4));
+    if (shared + kDecodeOwnShared <= static_cast<size_t>(device.shared_memory))
+      return decode_can_quantize(linear) ? Path::kDecodeQuantizing : Path::kDecode;
+  }
+#ifdef BITLAB_HAVE_HOPPER
+  if (device.compute_capability == 90 && linear.group_size == 0) return Path::kHopper;
+#endif
+  return Path::kBatch;
+}
+
+// The layout of the quantized activations, and its pieces in `workspace` (which may be null to ask for `bytes`).
+Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t* bytes) {
+  Quantized result = {};
+  result.digits = digits_of(linear);
+  result.words = words_of(linear.format, linear.group_size);
+  result.chunks = chunks_of(linear.format, linear.k, result.words);
+  result.groups = linear.group_size == 0 ? 1 : (linear.k + linear.group_size - 1) / linear.group_size;
+  *bytes = 0;
+  if (path == Path::kDecodeQuantizing) return result;
+  if (path == Path::kDecode) {
+    result.token_block = 1;
+    result.fragments = true;
+    result.tile_tokens = static_cast<int>(linear.m);
+    result.tile_columns = result.tile_tokens * result.digits;
+  } else if (path == Path::kHopper) {
+    result.token_block = 1;
+    result.tile_columns = hopper_columns(linear.m * result.digits);
+    result.tile_tokens = result.tile_columns / result.digits;
+  } else {
+    result.token_block = 8;
+    result.tile_tokens = result.digits == 1 ? 64 : 16;
+    result.tile_columns = result.tile_tokens * result.digits;
+  }
+  const int64_t tiles = (linear.m + result.tile_tokens - 1) / result.tile_tokens;
+  const int64_t k = padded_k(linear.format, linear.k, result.words);
+  auto* from = static_cast<char*>(workspace);
+  const auto take = [&](int64_t size) {
+    char* piece = from == nullptr ? nullptr : from + *bytes;
+    *bytes += aligned_up(static_cast<size_t>(size));
+    return piece;
+  };
+  result.q = reinterpret_cast<int8_t*>(take(tiles * result.tile_columns * k));
+  result.scale = reinterpret_cast<float*>(take(linear.m * 4));
+  result.sum = reinterpret_cast<int32_t*>(take(linear.m * result.digits * result.groups * 4));
+  if (linear.quantization == Quantization::kPerTensor && linear.m > 1)
+    result.absmax_bits = reinterpret_cast<uint32_t*>(take(4));
+  return result;
+}
+
+}  // namespace
+
+size_t workspace_bytes(const Linear& linear, const Device& device) {
+  if (words_of(linear.format, linear.group_size) == 0) return 0;
+  size_t bytes;
+  quantized_of(linear, path_of(linear, device), nullptr, &bytes);
+  return bytes;
+}
+
+int run(const Linear& linear, const Device& device, void* workspace, void* stream) {
+  if (words_of(linear.format, linear.group_size) == 0) return cudaErrorInvalidValue;
+  const Path path = path_of(linear, device);
+  size_t bytes;
+  const Quantized quantized = quantized_of(linear, path, workspace, &bytes);
+  if (path == Path::kDecodeQuantizing) return launch_decode(linear, quantized, device, stream);
+  const int error = launch_quantize(linear, quantized, stream);
+  if (error != cudaSuccess) return error;
+  if (path == Path::kDecode) return launch_decode(linear, quantized, device, stream);
+#ifdef BITLAB_HAVE_HOPPER
+  if (path == Path::kHopper) return launch_hopper(linear, quantized, device, stream);
+#endif
+  return launch_batch(linear, quantized, stream);
+}
+
+}  // namespace bitlab::cuda

@@ -1,0 +1,144 @@
+// Hopper's asynchronous instructions (sm_90a): products of warpgroups, bulk copies, barriers in shared memory,
+// clusters.
+#pragma once
+
+#include "tensor_core.cuh"
+
+namespace bitlab::cuda {
+
+// Orders this warpgroup's register writes before the products that follow.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Has the compiler compute these registers before the products begin; else it waits for each product before the next.
+__device__ __forceinline__ void settle(uint32_t (&registers)[4]) {
+  asm volatile("" : "+r"(registers[0]), "+r"(registers[1]), "+r"(registers[2]), "+r"(registers[3])::"memory");
+}
+
+// Waits until at most `kGroups` groups of products are under way.
+template <int kGroups>
+__device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
+
+// A matrix of columns in shared memory made of core matrices of 8 columns x 16 bytes, without swizzle: those of
+// neighbouring columns follow each other, those of the next 16 bytes of K are `k_stride` bytes away.
+__device__ __forceinline__ uint64_t columns_descriptor(uint32_t address, uint32_t k_stride) {
+  const uint64_t leading = k_stride >> 4, stride = 128 >> 4;
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading << 16 | stride << 32;
+}
+
+// sums [64 rows, kColumns] += codes u8 [64, 32] * activations s8 [32, kColumns] modulo 2**32, by a warpgroup. `codes`
+// are registers of this lane as of m16n8k32 (fragments.cuh), warp w of the group holds rows 16w to 16w + 15; `sums` are
+// tiles of 8 columns as there. Both belong to the product until it has been waited for.
+#define BITLAB_SUMS_8(i)                                                                                        \
+  "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), "+r"(sums[i + 4]), "+r"(sums[i + 5]), \
+      "+r"(sums[i + 6]), "+r"(sums[i + 7])
+#define BITLAB_SUMS_32(i) BITLAB_SUMS_8(i), BITLAB_SUMS_8(i + 8), BITLAB_SUMS_8(i + 16), BITLAB_SUMS_8(i + 24)
+#define BITLAB_PRODUCT_OPERANDS "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "l"(columns)
+#define BITLAB_PRODUCT(n, registers, operands)                 \
+  "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n" \
+  "wgmma.mma_async.sync.aligned.m64n" n "k32.s32.u8.s8 {" registers "}, " operands ", accumulate;\n}"
+
+template <int kColumns>
+__device__ __forceinline__ void multiply_async(int (&sums)[kColumns / 2], const uint32_t (&codes)[4],
+                                               uint64_t columns) {
+  if constexpr (kColumns == 32) {
+    asm volatile(BITLAB_PRODUCT("32", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",
+                                "{%16, %17, %18, %19}, %20")
+                 : BITLAB_SUMS_8(0), BITLAB_SUMS_8(8)
+                 : BITLAB_PRODUCT_OPERANDS);
+  } else if constexpr (kColumns == 64) {
+    asm volatile(BITLAB_PRODUCT("64",
+                                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31",
+                                "{%32, %33, %34, %35}, %36")
+                 : BITLAB_SUMS_32(0)
+                 : BITLAB_PRODUCT_OPERANDS);
+  } else if constexpr (kColumns == 128) {
+    asm volatile(BITLAB_PRODUCT("128",
+                                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                                "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                                "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63",
+                                "{%64, %65, %66, %67}, %68")
+                 : BITLAB_SUMS_32(0), BITLAB_SUMS_32(32)
+                 : BITLAB_PRODUCT_OPERANDS);
+  } else {
+    static_assert(kColumns == 0, "no product of so many columns");
+  }
+}
+
+#undef BITLAB_SUMS_8
+#undef BITLAB_SUMS_32
+#undef BITLAB_PRODUCT_OPERANDS
+#undef BITLAB_PRODUCT
+
+// Barriers in shared memory: a phase ends when `arrivals` threads have arrived and all bytes announced have come.
+__device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void arrive_and_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits for the end of the phase of this parity.
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again_%=:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again_%=;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// Makes barriers that this thread has initialized known to the bulk copies.
+__device__ __forceinline__ void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Copies `bytes` (a multiple of 16, from 16-byte aligned memory) and counts them at `barrier`. One thread.
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The four ints at `address` of this block's shared memory, in that of block `rank` of the cluster.
+__device__ __forceinline__ int4 load_of_block(uint32_t address, uint32_t rank) {
+  int4 v;
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [there];\n}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return v;
+}
+
+// Two or four 8x8 matrices of two bytes, each stored with rows and columns exchanged; lane L names row L % 8 of matrix
+// L / 8.
+__device__ __forceinline__ void store_transposed(uint32_t address, const uint32_t (&pairs)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(pairs[0]),
+               "r"(pairs[1])
+               : "memory");
+}
+
+__device__ __forceinline__ void store_transposed(uint32_t address, const uint32_t (&pairs)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(pairs[0]),
+               "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+               : "memory");
+}
+
+}  // namespace bitlab::cuda

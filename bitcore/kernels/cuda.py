@@ -1,0 +1,51 @@
+"""CUDA C++ for NVIDIA GPUs (csrc/cuda): int8 tensor cores on packed weights."""
+
+import torch
+
+from bitcore import extensions
+from bitcore.kernels.base import KernelRequest
+from bitcore.kernels.compiled import CompiledKernel
+from bitcore.kernels.registry import KernelRegistry
+
+LOWEST_CAPABILITY = (7, 5)  # int8 tensor cores
+GROUP_MULTIPLES = {"2bit": 64, "base3": 160, "int4": 32}  # weights of whole steps of the tensor cores
+MAX_GROUPS = 4096  # of a row: their sums of activations lie in shared memory
+
+
+@KernelRegistry.register("cuda", priority=100)
+class CudaKernel(CompiledKernel):
+    """For NVIDIA GPUs since Turing (compute capability 7.5)."""
+
+    device_types = frozenset({"cuda"})
+    test_in_features = (255, 256, 257, 319, 320, 321, 2048, 2049)  # around its chunks and the turns of a block's warps
+    test_out_features = (15, 16, 17, 127, 128, 129)  # around its tiles
+    test_rows = (16, 17, 63, 64, 65, 130)  # around its paths and tiles
+
+    @classmethod
+    def unavailable_reason(cls) -> str | None:
+        missing = extensions.why_cuda_missing()
+        if missing is not None:
+            return missing
+        if not torch.cuda.is_available():
+            return "torch sees no GPU"
+        capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+        if max(capabilities) < LOWEST_CAPABILITY:
+            major, minor = max(capabilities)
+            return f"the GPU has compute capability {major}.{minor}, needs 7.5 (Turing) or newer"
+        return None
+
+    @classmethod
+    def unsupported_reason(cls, request: KernelRequest) -> str | None:
+        reason = super().unsupported_reason(request)
+        config = request.config
+        if config.weight_granularity == "per_group" and (request.in_features or 0) > MAX_GROUPS * config.group_size:
+            groups = f"in_features is {request.in_features}, serves up to {MAX_GROUPS} groups a row"
+            return groups if reason is None else f"{reason}; {groups}"
+        return reason
+
+    @classmethod
+    def _group_reason(cls, storage_format: str, group_size: int) -> str | None:
+        multiple = GROUP_MULTIPLES[storage_format]
+        if group_size % multiple == 0:
+            return None
+        return f"group_size is {group_size}, serves multiples of {multiple} in {storage_format}"

@@ -1,0 +1,255 @@
+"""What only a GPU can show of the CUDA kernels: streams, graphs, devices, sizes, errors. tests/kernels holds the rest.
+
+`make test-gpu` builds the extension and runs both.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitcore import BitQuantConfig
+from bitcore.exceptions import DeviceError, DtypeError, ShapeError
+from bitcore.kernels import BitKernelBase, KernelRegistry
+from bitcore.kernels.reference import ReferenceKernel
+from bitcore.packed_weight import PackedWeight
+from bitlayers import BitLinear
+from bitlayers.linear_group import linear_group
+
+REASON = KernelRegistry._kernels["cuda"].unavailable_reason()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the CUDA kernels cannot run here: {REASON}")
+
+CONFIGS = {
+    "2bit": BitQuantConfig(),
+    "base3": BitQuantConfig(storage_format="base3", weight_granularity="per_channel"),
+    "int4": BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel", weight_quantizer="minmax"),
+    "per_tensor": BitQuantConfig.int8_per_tensor(),
+    "groups": BitQuantConfig(weight_granularity="per_group", group_size=128),
+}
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+ROWS = (1, 5, 40, 300)  # one for each path
+
+
+def cuda_kernel(config: BitQuantConfig) -> BitKernelBase:
+    return KernelRegistry._kernels["cuda"](config)
+
+
+def random_weight(rows: int, columns: int, config: BitQuantConfig, device: str = "cuda") -> PackedWeight:
+    return PackedWeight.from_float(torch.randn(rows, columns, device=device), config)
+
+
+def same(y: Tensor, expected: Tensor) -> bool:
+    return y.dtype == expected.dtype and bool(((y == expected) | (y.isnan() & expected.isnan())).all())
+
+
+@every_config
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(2560, 2560), (640, 2560), (300, 11008), (1001, 1283)], ids=str)
+def test_large_layers_equal_the_reference(config: BitQuantConfig, dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    weight = random_weight(*sizes, config)
+    bias = torch.randn(sizes[0], device="cuda", dtype=dtype)
+    kernel, reference = cuda_kernel(config), ReferenceKernel(config)
+    for rows in (1, 2, 8, 16, 17, 33, 64, 65, 128, 129, 500, 1030):
+        x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
+        x[rows // 2, 7] = 50.0
+        assert same(kernel.linear(x, weight, bias), reference.linear(x, weight, bias)), rows
+
+
+@every_config
+def test_all_extreme_values(config: BitQuantConfig) -> None:
+    kernel, reference = cuda_kernel(config), ReferenceKernel(config)
+    weight = random_weight(200, 9000, config)
+    code = {"2bit": 0b10101010, "base3": 255, "int4": 255}[
+        config.storage_format if config.weight_dtype == "ternary" else "int4"
+    ]
+    for fill in (code, 0):
+        packed = weight.packed.fill_(fill)
+        for rows in ROWS:
+            for sign in (1.0, -1.0):
+                x = torch.full((rows, 9000), sign, device="cuda")
+                extreme = weight._replace(packed=packed)
+                assert same(kernel.linear(x, extreme), reference.linear(x, extreme))
+
+
+@every_config
+@pytest.mark.parametrize("rows", ROWS)
+def test_not_finite_rows_are_those_of_the_reference(config: BitQuantConfig, rows: int) -> None:
+    weight = random_weight(130, 700, config)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        x = torch.randn(rows, 700, device="cuda", dtype=torch.bfloat16)
+        x[rows // 2, 699] = bad
+        assert same(cuda_kernel(config).linear(x, weight), ReferenceKernel(config).linear(x, weight))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_floating_point_activations_equal_the_cpu_kernels(rows: int) -> None:
+    """The same three int8 digits: bit for bit, and run to run."""
+    for config in (BitQuantConfig.weight_only(), BitQuantConfig.int4(128)):
+        weight = random_weight(300, 1280, config, "cpu")
+        x = torch.randn(rows, 1280, dtype=torch.float16)
+        expected = KernelRegistry.get_kernel_for_config(config, "cpu", torch.float16).linear(x, weight)
+        on_gpu = PackedWeight(weight.packed.cuda(), weight.scale.cuda(), None, weight.in_features)
+        for _ in range(3):
+            assert same(cuda_kernel(config).linear(x.cuda(), on_gpu).cpu(), expected)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_on_a_side_stream(rows: int) -> None:
+    config = BitQuantConfig()
+    weight = random_weight(512, 1024, config)
+    stream = torch.cuda.Stream()
+    for _ in range(20):
+        with torch.cuda.stream(stream):
+            x = torch.randn(rows, 1024, device="cuda").mul_(2).add_(1)
+            y = cuda_kernel(config).linear(x, weight)
+        stream.synchronize()
+        assert same(y, ReferenceKernel(config).linear(x, weight))
+
+
+@every_config
+@pytest.mark.parametrize("rows", ROWS)
+def test_in_a_graph_replayed_with_new_data(config: BitQuantConfig, rows: int) -> None:
+    layer = BitLinear(1024, 768, quant_config=config, device="cuda").deploy()
+    x = torch.randn(rows, 1024, device="cuda")
+    with torch.inference_mode():
+        layer(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(layer(x)[:, :768].repeat(1, 2)[:, :1024])  # launches that depend on each other
+        for _ in range(3):
+            x.copy_(torch.randn(rows, 1024))
+            graph.replay()
+            assert same(y, layer(layer(x)[:, :768].repeat(1, 2)[:, :1024]))
+
+
+def test_new_weights_are_seen_by_the_next_launch() -> None:
+    """Launches may overlap; a weight that the launch before has written must still be read as written."""
+    config = BitQuantConfig()
+    weights = [random_weight(2560, 2560, config) for _ in range(2)]
+    target = weights[0]._replace(packed=weights[0].packed.clone())
+    kernel, reference = cuda_kernel(config), ReferenceKernel(config)
+    for rows in ROWS:
+        x = torch.randn(rows, 2560, device="cuda", dtype=torch.bfloat16)
+        expected = [reference.linear(x, weight._replace(scale=target.scale)) for weight in weights]
+        for turn in range(20):
+            target.packed.copy_(weights[turn % 2].packed)
+            assert same(kernel.linear(x, target), expected[turn % 2])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.parametrize("rows", ROWS)
+def test_on_the_second_gpu(rows: int) -> None:
+    config = BitQuantConfig()
+    weight = random_weight(300, 600, config, "cuda:1")
+    x = torch.randn(rows, 600, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    y = cuda_kernel(config).linear(x, weight)
+    assert torch.cuda.current_device() == 0
+    assert y.device == x.device
+    assert same(y, ReferenceKernel(config).linear(x, weight))
+    with pytest.raises(DeviceError, match=r"x is on cuda:0, expected on cuda:1"):
+        cuda_kernel(config).linear(x.to("cuda:0"), weight)
+
+
+@every_config
+def test_memory_that_is_not_aligned(config: BitQuantConfig) -> None:
+    kernel, reference = cuda_kernel(config), ReferenceKernel(config)
+    weight = random_weight(257, 1024, config)
+    flat = torch.empty(weight.packed.numel() + 3, dtype=torch.uint8, device="cuda")
+    shifted = weight._replace(packed=flat[3:].view_as(weight.packed).copy_(weight.packed))
+    for rows in ROWS:
+        base = torch.randn(rows * 1030 + 1, device="cuda", dtype=torch.bfloat16)
+        x = base[1:].view(rows, 1030)[:, 3:1027]
+        expected = reference.linear(x, weight)
+        assert same(kernel.linear(x, shifted), expected)
+        assert same(kernel.linear(x.contiguous(), shifted), expected)
+        part = weight._replace(
+            packed=weight.packed[1:], scale=weight.scale[1:] if len(weight.scale) > 1 else weight.scale
+        )
+        if weight.zero_point is not None:
+            part = part._replace(zero_point=weight.zero_point[1:])
+        assert same(kernel.linear(x, part), expected[:, 1:])
+
+
+def test_more_than_two_to_the_31_outputs() -> None:
+    config = BitQuantConfig()
+    rows, out_features = 300_000, 8192
+    weight = random_weight(out_features, 64, config)
+    x = torch.randn(rows, 64, device="cuda", dtype=torch.bfloat16)
+    y = cuda_kernel(config).linear(x, weight)
+    assert y.numel() > 2**31
+    for part in (slice(0, 50), slice(150_000, 150_050), slice(rows - 50, rows)):
+        assert same(y[part], ReferenceKernel(config).linear(x[part], weight))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_groups_of_layers(rows: int, count: int) -> None:
+    layers = [BitLinear(512, 100 * i + 60, device="cuda").deploy() for i in range(count)]
+    x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for y, layer in zip(linear_group(layers, x), layers, strict=True):
+            assert same(y, layer(x))
+
+
+def test_arguments_that_do_not_fit() -> None:
+    config = BitQuantConfig()
+    kernel, weight = cuda_kernel(config), random_weight(8, 64, config)
+    on_cpu = PackedWeight(weight.packed.cpu(), weight.scale.cpu(), None, 64)
+    x = torch.randn(2, 64, device="cuda")
+    with pytest.raises(DeviceError, match=r"x is on cpu, expected on cuda:0, where the weight is"):
+        kernel.linear(x.cpu(), weight)
+    with pytest.raises(DeviceError, match=r"x is on cuda:0, expected on cpu"):
+        kernel.linear(x, on_cpu)
+    with pytest.raises(DeviceError, match=r"bias is on cpu"):
+        kernel.linear(x, weight, torch.randn(8))
+    with pytest.raises(DtypeError, match=r"x is torch.int8"):
+        kernel.linear(x.to(torch.int8), weight)
+    with pytest.raises(ShapeError, match=r"x is of shape \[2, 63\]"):
+        kernel.linear(x[:, :63], weight)
+    with pytest.raises(RuntimeError, match=r"contiguous"):
+        kernel.linear(x, weight._replace(packed=weight.packed.repeat(1, 2)[:, ::2]))
+    assert same(kernel.linear(x, weight), ReferenceKernel(config).linear(x, weight))  # nothing is left behind
+
+
+def test_out_of_memory_is_pytorchs_own_error() -> None:
+    config = BitQuantConfig()
+    weight = random_weight(2**20, 4, config)
+    x = torch.randn(1, 4, device="cuda").expand(2**22, 4)
+    with pytest.raises(torch.OutOfMemoryError, match=r"x of shape \[4194304, 4\]"):
+        cuda_kernel(config).linear(x, weight)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    root = Path(__file__).parent.parent.parent
+    result = subprocess.run(
+        [
+            sanitizer,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            str(Path(__file__).parent / "every_path.py"),
+        ],
+        cwd=root,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}",
+            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert "all equal" in result.stdout
