@@ -20,8 +20,17 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kWarps = 16, kThreads = 32 * kWarps, kRows = 16;
+constexpr int kMostColumns = 16;
 constexpr int kStages = 4;                // chunks of a warp, one being used
 constexpr int kColumnStride = kRows + 4;  // of sums in shared memory: without bank conflicts
+
+// Partial sums of a tile may be written while those of the one before are read, if there is room.
+constexpr int partial_buffers(int column_tiles) { return column_tiles == 1 ? 2 : 1; }
+
+// What a block declares itself, about.
+constexpr size_t static_shared_bytes(int column_tiles) {
+  return partial_buffers(column_tiles) * kWarps * 8 * column_tiles * kColumnStride * sizeof(int) + 1024;
+}
 
 struct Decode {
   Linear linear;
@@ -105,8 +114,8 @@ struct ChunkReader {
 
 // What the block knows of its columns; absmax and sums of the warps where it quantizes itself.
 struct Columns {
-  float scale[kMostDecodeColumns];  // by token
-  int sum[kMostDecodeColumns];
+  float scale[kMostColumns];  // by token
+  int sum[kMostColumns];
   uint32_t absmax[kWarps];
   int warp_sum[kWarps][kFloatDigits];
 };
@@ -177,7 +186,8 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_consta
   constexpr int kColumns = 8 * kColumnTiles;
   extern __shared__ __align__(128) int8_t shared[];
   int8_t* q = shared + kRingBytes<kAligned>;  // [chunks][half steps / 4][columns][64], see Quantized::fragments
-  __shared__ int partial[2][kWarps][kColumns][kColumnStride];
+  constexpr int kBuffers = partial_buffers(kColumnTiles);
+  __shared__ int partial[kBuffers][kWarps][kColumns][kColumnStride];
   __shared__ Columns of_columns;
 
   const Linear& linear = a.linear;
@@ -210,13 +220,16 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_consta
     for (int i = 0; i < kStages - 1; ++i) reader.copy();
     wait_for_previous_kernel();  // the quantization, which began after all before it had ended
     let_next_kernel_start();
-    const int vectors = chunks * Layout::kHalfSteps * columns;
-    const uint4* from = reinterpret_cast<const uint4*>(a.quantized.q);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < vectors; i += kThreads) reinterpret_cast<uint4*>(q)[i] = from[i];
+    // A warp needs the activations of its own chunks alone.
+    const int vectors = Layout::kHalfSteps * columns;  // of 16 bytes in a chunk
+    for (int chunk = warp; chunk < chunks; chunk += kWarps)
+      for (int i = lane; i < vectors; i += 32)
+        copy_16_bytes(shared_address(q) + (chunk * vectors + i) * 16, a.quantized.q + (chunk * vectors + i) * 16);
+    end_copies();
     if (threadIdx.x < m) of_columns.scale[threadIdx.x] = a.quantized.scale[threadIdx.x];
     if (threadIdx.x < columns) of_columns.sum[threadIdx.x] = a.quantized.sum[threadIdx.x];
-    __syncthreads();
+    wait_for_copies<0>();
+    __syncwarp();
   }
 
   // What this lane reads of the columns; those that do not exist repeat the last one, and nobody reads their sums.
@@ -289,17 +302,24 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_consta
       const float value = with_bias(__fmul_rn(product_of(total, kDigits), factor), weight, n);
       store_float(weight.y, linear.dtype, out_token * weight.n + n, value);
     }
-    buffer ^= 1;
+    if constexpr (kBuffers == 2) {
+      buffer ^= 1;
+    } else {
+      __syncthreads();
+    }
     out = (out + 32) % kThreads;
   }
 }
 
+size_t dynamic_shared_bytes(const Linear& linear, int digits, bool aligned) {
+  return static_cast<size_t>(linear.m * digits * padded_k(linear.format, linear.k, 4)) +
+         (aligned ? kRingBytes<true> : kRingBytes<false>);
+}
+
 template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes>
 cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
-  const size_t q_bytes = decode_shared_bytes(a.linear.m * kDigits, padded_k(kFormat, a.linear.k, 4));
-  const size_t shared = q_bytes + (aligned ? kRingBytes<true> : kRingBytes<false>);
-  const size_t of_block = shared + sizeof(int) * 2 * kWarps * 8 * kColumnTiles * kColumnStride + 1280;
-  const int resident = static_cast<int>(device.shared_memory / of_block);
+  const size_t shared = dynamic_shared_bytes(a.linear, kDigits, aligned);
+  const int resident = static_cast<int>(device.shared_memory / (shared + static_shared_bytes(kColumnTiles) + 1024));
   const int most = (resident > 2 ? 2 : resident < 1 ? 1 : resident) * device.multiprocessors;
   const auto blocks = static_cast<unsigned>(a.tiles.count < most ? a.tiles.count : most);
   const auto kernel = aligned ? decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, true>
@@ -322,7 +342,13 @@ cudaError_t launch_format(const Decode& a, const Device& device, bool aligned, v
 
 }  // namespace
 
-size_t decode_shared_bytes(int64_t columns, int64_t padded_k) { return static_cast<size_t>(columns * padded_k); }
+bool decode_can_serve(const Linear& linear, int digits, const Device& device) {
+  const int64_t columns = linear.m * digits;
+  return linear.group_size == 0 && columns <= kMostColumns &&
+         dynamic_shared_bytes(linear, digits, rows_are_aligned(linear, bytes_of_row(linear))) +
+                 static_shared_bytes(columns <= 8 ? 1 : 2) <=
+             static_cast<size_t>(device.shared_memory);
+}
 
 bool decode_can_quantize(const Linear& linear) {
   return linear.m == 1 && linear.k <= kMostTokenWeights && linear.k % (4 * weights_per_byte(linear.format)) == 0 &&

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   constexpr int kRows = 64 * kGroups * kRowTiles, kWarpRows = 16 * kRowTiles;
   constexpr uint32_t kStageBytes = Layout::kHalfSteps * kColumns * 16;
   constexpr int kAhead = kWeightStages<kRowTiles>;
-  constexpr int kParts = kFormat == Format::kBase3 ? 2 : 1;  // of a chunk, for want of registers
+  constexpr int kParts = kFormat == Format::kBase3 || kRowTiles > 1 ? 2 : 1;  // of a chunk, for want of registers
+  constexpr bool kTakesTurns = kColumns > 64;  // else a turn would be shorter than its handing over
   constexpr uint32_t kWeightStage = kWarpRows * kRowStage<kAligned>;
   extern __shared__ __align__(1024) int8_t shared[];  // activations, then weights; in the end sums or outputs
   __shared__ __align__(8) uint64_t barriers[2 * kMostStages];
@@ -113,15 +114,24 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   let_next_kernel_start();
   if (threadIdx.x == 0)
     for (int i = 0; i < stages && i < count; ++i) fetch(i);
-  for (int column = threadIdx.x; column < kColumns; column += kThreads) {
-    const int64_t token = first_token + column / quantized.digits;
-    const bool live = token < linear.m && column / quantized.digits < quantized.tile_tokens;
-    column_scale[column] = live ? quantized.scale[token] : 0.0f;
-    column_sum[column] = live ? quantized.sum[first_token * quantized.digits + column] : 0;
+  // What the sums of column threadIdx.x will need. It waits in a register where one is to spare.
+  static_assert(kColumns <= kThreads);
+  float scale = 0;
+  int sum = 0;
+  if (threadIdx.x < quantized.tile_tokens * quantized.digits) {
+    const int64_t token = first_token + threadIdx.x / quantized.digits;
+    if (token < linear.m) {
+      scale = quantized.scale[token];
+      sum = quantized.sum[first_token * quantized.digits + threadIdx.x];
+    }
   }
+  const auto keep_columns = [&] {
+    if (threadIdx.x < kColumns) column_scale[threadIdx.x] = scale, column_sum[threadIdx.x] = sum;
+  };
+  if constexpr (kRowTiles > 1) keep_columns();
 
   const int group = warp / 4;
-  if (group == 1) pass_turn(0);
+  if (kTakesTurns && group == 1) pass_turn(0);
   int sums[kRowTiles][kColumns / 2] = {};
   int stage = 0, phase = 0, free_stage = 0, free_phase = 0;
   read();
@@ -148,14 +158,14 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
 #pragma unroll
         for (int j = 0; j < kRowTiles; ++j) settle(left[step][j]);
       if (part == 0) wait(full + 8 * stage, phase);
-      take_turn(group);
+      if constexpr (kTakesTurns) take_turn(group);
       begin_products();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
         for (int j = 0; j < kRowTiles; ++j) multiply_async<kColumns>(sums[j], left[step][j], columns);
         columns += 2 * kColumns;
-        if (step + 1 == kSteps / 2 || step + 1 == kSteps) end_products();
+        if (step == 0 || step + 1 == kSteps) end_products();
       }
       if (part + 1 == kParts) {  // meanwhile
         copy();
@@ -168,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
         }
       }
       wait_for_products<1>();
-      if (group == 0 || i + 1 < count || part + 1 < kParts) pass_turn(1 - group);
+      if (kTakesTurns && (group == 0 || i + 1 < count || part + 1 < kParts)) pass_turn(1 - group);
       wait_for_products<0>();
     }
     if (lane == 0) arrive(empty + 8 * stage);
@@ -176,6 +186,7 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   }
 
   // From here on the stages are free. The sums of all blocks of the cluster meet, or those of one are written alone.
+  if constexpr (kRowTiles == 1) keep_columns();
   __syncthreads();
   if (splits == 1 && quantized.digits == 1 && linear.dtype != Dtype::kFloat32) {
     const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
@@ -215,12 +226,22 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
 
 int64_t token_tiles(const Hopper& a) { return (a.linear.m + a.quantized.tile_tokens - 1) / a.quantized.tile_tokens; }
 
-// About the time that tiles of 128 * row_tiles rows take, in chunks of one row tile a multiprocessor works through.
+// Blocks that run at once. Clusters do not fill the last places of the groups that multiprocessors are built in: of
+// 132, clusters of 4 or 8 leave 12.
+int64_t blocks_at_once(const Device& device, int splits, int resident) {
+  const int64_t usable = splits <= 2 ? device.multiprocessors : device.multiprocessors * 10 / 11;
+  return usable * resident / splits * splits;
+}
+
+// About the time that tiles of 128 * row_tiles rows take, in chunks of one row tile that a multiprocessor works
+// through.
 int64_t cost_of(const Hopper& a, const Device& device, int row_tiles_of_group, int splits, int resident) {
   const int64_t blocks = row_tiles(a.linear, 128 * row_tiles_of_group).count * token_tiles(a) * splits;
-  const int64_t waves = (blocks + device.multiprocessors * resident - 1) / (device.multiprocessors * resident);
+  const int64_t at_once = blocks_at_once(device, splits, resident);
+  const int64_t waves = (blocks + at_once - 1) / at_once;
   const int64_t chunks = (a.quantized.chunks + splits - 1) / splits;
-  return waves * (chunks * row_tiles_of_group * resident + (splits == 1 ? 3 : 5));
+  const bool alone = blocks <= blocks_at_once(device, splits, 1);  // on its multiprocessor
+  return waves * (chunks * row_tiles_of_group * (alone ? 1 : resident) + (splits == 1 ? 3 : 5));
 }
 
 // The best power of two for one row tile a warpgroup.
@@ -237,7 +258,8 @@ cudaError_t launch_kernel(Hopper a, const Device& device, bool aligned, int spli
   constexpr int kStageBytes = Chunk<kFormat>::kHalfSteps * kColumns * 16;
   a.tiles = row_tiles(a.linear, kRows);
   const int64_t tiles = a.tiles.count * token_tiles(a);
-  const int room = device.shared_memory / kResident - kWeightBytes<kRowTiles> - 3072;
+  const int resident = tiles * splits <= blocks_at_once(device, splits, 1) ? 1 : kResident;
+  const int room = device.shared_memory / resident - kWeightBytes<kRowTiles> - 3072;
   const int64_t chunks = (a.quantized.chunks + splits - 1) / splits;
   a.stages = room / kStageBytes < kMostStages ? room / kStageBytes : kMostStages;
   if (a.stages > chunks) a.stages = static_cast<int>(chunks);

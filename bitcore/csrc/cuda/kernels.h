@@ -29,10 +29,9 @@ inline bool rows_are_aligned(const Linear& linear, int64_t row_bytes) {
 }
 
 // Each returns a cudaError_t.
-constexpr int kMostDecodeColumns = 16;
 constexpr int kMostTokenWeights = 12288;  // of a token that every block of launch_decode quantizes itself
 bool decode_can_quantize(const Linear& linear);
-size_t decode_shared_bytes(int64_t columns, int64_t padded_k);
+bool decode_can_serve(const Linear& linear, int digits, const Device& device);
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
 
 int launch_batch(const Linear& linear, const Quantized& quantized, void* stream);

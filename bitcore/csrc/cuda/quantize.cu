@@ -248,11 +248,11 @@ cudaError_t launch_words(const Linear& linear, const Quantized& out, void* strea
 template <Format kFormat>
 cudaError_t launch_format(const Linear& linear, const Quantized& out, void* stream) {
   const bool many = linear.m >= kManyTokens;
-  if (const int shares = even_shares<kFormat>(linear, out, many ? 4 : 1); shares > 0) {
+  if (const int shares = even_shares<kFormat>(linear, out, many ? 2 : 1); shares > 0) {
     if (out.digits == 1)
-      return many ? launch_even<kFormat, 1, 4>(linear, out, shares, stream)
+      return many ? launch_even<kFormat, 1, 2>(linear, out, shares, stream)
                   : launch_even<kFormat, 1, 1>(linear, out, shares, stream);
-    return many ? launch_even<kFormat, kFloatDigits, 4>(linear, out, shares, stream)
+    return many ? launch_even<kFormat, kFloatDigits, 2>(linear, out, shares, stream)
                 : launch_even<kFormat, kFloatDigits, 1>(linear, out, shares, stream);
   }
   switch (out.words) {

@@ -10,8 +10,6 @@ namespace {
 
 enum class Path { kDecode, kDecodeQuantizing, kBatch, kHopper };
 
-constexpr int kDecodeOwnShared = 124 * 1024;  // beside the activations, at most
-
 size_t aligned_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 int digits_of(const Linear& linear) { return linear.quantization == Quantization::kNone ? kFloatDigits : 1; }
@@ -26,15 +24,15 @@ int words_of(Format format, int64_t group_size) {
 }
 
 Path path_of(const Linear& linear, const Device& device) {
-  const int64_t columns = linear.m * digits_of(linear);
-  if (linear.group_size == 0 && columns <= kMostDecodeColumns) {
-    const size_t shared = decode_shared_bytes(columns, padded_k(linear.format, linear.k, 4));
-    if (shared + kDecodeOwnShared <= static_cast<size_t>(device.shared_memory))
-      return decode_can_quantize(linear) ? Path::kDecodeQuantizing : Path::kDecode;
-  }
+  bool hopper = false;
 #ifdef BITLAB_HAVE_HOPPER
-  if (device.compute_capability == 90 && linear.group_size == 0) return Path::kHopper;
+  hopper = device.compute_capability == 90 && linear.group_size == 0;
 #endif
+  // From 9 columns on its tensor cores are the faster way.
+  const bool few = !hopper || linear.m * digits_of(linear) <= 8;
+  if (few && decode_can_serve(linear, digits_of(linear), device))
+    return decode_can_quantize(linear) ? Path::kDecodeQuantizing : Path::kDecode;
+  if (hopper) return Path::kHopper;
   return Path::kBatch;
 }
 
