@@ -36,10 +36,13 @@ def main() -> None:
         "cpu kernels": missing
         or f"built: {', '.join(extensions.cpu_kernel_names())} ({report.get('compiler', 'unknown compiler')})",
     }
+    cuda = report.get("cuda")
+    built_for = ", ".join(cuda.get("architectures", ())) if isinstance(cuda, dict) else ""
+    facts["cuda kernels"] = extensions.why_cuda_missing() or f"built for compute capability {built_for}"
     if missing:
         facts["to mend"] = extensions.REMEDY
     for name, fact in facts.items():
-        print(f"{name + ':':<13} {fact}")
+        print(f"{name + ':':<14} {fact}")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         print(f"\nkernel for each config on {device}, by dtype of the input:")
@@ -47,7 +50,9 @@ def main() -> None:
         print("  " + f"{'config':<20}" + "".join(f"{str(dtype).removeprefix('torch.'):<13}" for dtype in dtypes))
         for name, config in PRESETS.items():
             print("  " + f"{name:<20}" + "".join(f"{_kernel_name(config, device, dtype):<13}" for dtype in dtypes))
-    print(f"\nKernelRegistry.explain(BitQuantConfig()):\n{KernelRegistry.explain(BitQuantConfig())}")
+    for device in devices:
+        print(f"\nKernelRegistry.explain(BitQuantConfig(), {device!r}):")
+        print(KernelRegistry.explain(BitQuantConfig(), device))
 
 
 def _kernel_name(config: BitQuantConfig, device: str, dtype: torch.dtype) -> str:

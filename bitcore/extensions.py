@@ -70,10 +70,11 @@ def build_report() -> dict[str, object]:
 
 
 @cache
-def warn_that_missing() -> None:
-    """Warns, once, that the reference kernel serves where a compiled one was to be expected."""
+def warn_that_missing(device_type: str) -> None:
+    """Warns, once a device type, that the reference kernel serves where a compiled one was to be expected."""
+    kernels, why = {"cpu": ("CPU", why_missing), "cuda": ("CUDA", why_cuda_missing)}[device_type]
     warnings.warn(
-        f"BitLab's compiled CPU kernels are missing ({why_missing()}); the PyTorch reference kernel serves. "
+        f"BitLab's compiled {kernels} kernels are missing ({why()}); the PyTorch reference kernel serves. "
         f"To mend: {REMEDY}",
         ExtensionWarning,
         stacklevel=2,

@@ -59,13 +59,14 @@ def test_no_import_circles(package: str) -> None:
         reach(name, ())
 
 
-def test_cpu_kernels_know_no_torch() -> None:
-    for path in (ROOT / "bitcore" / "csrc" / "cpu").iterdir():
+@pytest.mark.parametrize("folder", ["cpu", "cuda"])
+def test_kernels_know_no_torch(folder: str) -> None:
+    for path in (ROOT / "bitcore" / "csrc" / folder).iterdir():
         assert "torch/" not in path.read_text().replace("Torch-free", ""), path.name
 
 
 def test_files_are_short() -> None:
-    for pattern in ("bit*/**/*.py", "bitcore/csrc/**/*.cpp", "bitcore/csrc/**/*.h", "*.py"):
+    for pattern in ("bit*/**/*.py", "bitcore/csrc/**/*.cpp", "bitcore/csrc/**/*.cu", "bitcore/csrc/**/*.*h", "*.py"):
         for path in ROOT.glob(pattern):
             assert len(path.read_text().splitlines()) <= 400, path
 

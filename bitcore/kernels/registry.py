@@ -87,13 +87,8 @@ class KernelRegistry:
             decisions = [decision for decision in decisions if decision.kernel.name == forced]
         for decision in decisions:
             if decision.reason is None:
-                if (
-                    decision.kernel.name == "reference"
-                    and not forced
-                    and request.device_type == "cpu"
-                    and extensions.why_missing()
-                ):
-                    extensions.warn_that_missing()
+                if decision.kernel.name == "reference" and not forced and _compiled_missing(request.device_type):
+                    extensions.warn_that_missing(request.device_type)
                 return _kernel_of(decision.kernel, request.config)
         asked = f" (only kernel {forced!r} was asked)" if forced else ""
         raise KernelNotFoundError(
@@ -203,6 +198,13 @@ def _why_not_here(kernel: type[BitKernelBase]) -> str | None:
     if isabstract(kernel):
         return f"{kernel.__qualname__} does not define linear"
     return kernel.unavailable_reason()
+
+
+def _compiled_missing(device_type: str) -> bool:
+    """Whether compiled kernels for the device were to be expected, and are not there."""
+    if device_type == "cpu":
+        return extensions.why_missing() is not None
+    return device_type == "cuda" and torch.version.cuda is not None and extensions.why_cuda_missing() is not None
 
 
 @cache

@@ -205,6 +205,17 @@ def test_a_machine_without_the_extension_warns_once_and_serves(monkeypatch: pyte
     assert "not built: no C++ compiler was found" in KernelRegistry.explain(CONFIG)
 
 
+def test_a_gpu_without_the_extension_warns_once_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(extensions, "why_cuda_missing", lambda: "not built: nvcc was not found")
+    extensions.warn_that_missing.cache_clear()
+    with pytest.warns(ExtensionWarning, match=r"CUDA kernels are missing \(not built: nvcc was not found\)") as warned:
+        assert KernelRegistry.get_kernel_for_config(CONFIG, "cuda").name == "reference"
+        assert KernelRegistry.get_kernel_for_config(CONFIG, "cuda").name == "reference"
+    assert len(warned) == 1
+    assert "cuda          100  not built: nvcc was not found" in KernelRegistry.explain(CONFIG, "cuda")
+
+
 def test_a_cpu_without_the_instructions_gets_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     from bitcore.kernels import cpu
 
