@@ -26,6 +26,14 @@ def main() -> None:
             for rows in (1, 3, 20, 70, 130, 515):
                 x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
                 assert torch.equal(kernel.linear(x, weight), reference.linear(x, weight)), (config, rows)
+    config = BitQuantConfig.weight_only()
+    weight = PackedWeight.from_float(torch.randn(141, 203, device="cuda"), config)
+    for rows in (1, 20, 200):
+        x = torch.randn(rows, 203, device="cuda", dtype=torch.bfloat16)
+        y, expected = (
+            kernel(config).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
+        )
+        torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
     torch.cuda.synchronize()
     print("all equal")
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bitcore import BitQuantConfig
 from bitcore.exceptions import DeviceError, DtypeError, ShapeError
 from bitcore.kernels import BitKernelBase, KernelRegistry
 from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
+from bitcore.quantizers import dequantize
 from bitlayers import BitLinear
 from bitlayers.linear_group import linear_group
 
@@ -86,16 +88,42 @@ def test_not_finite_rows_are_those_of_the_reference(config: BitQuantConfig, rows
         assert same(cuda_kernel(config).linear(x, weight), ReferenceKernel(config).linear(x, weight))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", ROWS)
-def test_floating_point_activations_equal_the_cpu_kernels(rows: int) -> None:
-    """The same three int8 digits: bit for bit, and run to run."""
+def test_floating_point_activations_equal_the_cpu_kernels(rows: int, dtype: torch.dtype) -> None:
+    """The same three int8 digits: bit for bit, and run to run. Many tokens of two bytes are another matter."""
     for config in (BitQuantConfig.weight_only(), BitQuantConfig.int4(128)):
+        if config.weight_dtype == "ternary" and rows > 100 and dtype != torch.float32:
+            continue
         weight = random_weight(300, 1280, config, "cpu")
-        x = torch.randn(rows, 1280, dtype=torch.float16)
-        expected = KernelRegistry.get_kernel_for_config(config, "cpu", torch.float16).linear(x, weight)
+        x = torch.randn(rows, 1280, dtype=dtype)
+        expected = KernelRegistry.get_kernel_for_config(config, "cpu", dtype).linear(x, weight)
         on_gpu = PackedWeight(weight.packed.cuda(), weight.scale.cuda(), None, weight.in_features)
         for _ in range(3):
             assert same(cuda_kernel(config).linear(x.cuda(), on_gpu).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("storage_format", ["2bit", "base3"])
+@pytest.mark.parametrize("sizes", [(1, 1), (129, 203), (300, 1283), (640, 2560), (257, 5120)], ids=str)
+def test_many_floating_point_tokens_lose_no_more_than_f_linear(
+    sizes: tuple[int, int], storage_format: str, dtype: torch.dtype
+) -> None:
+    """Against float64, and the same bits run to run."""
+    config = BitQuantConfig(activation_dtype="float32", storage_format=storage_format, weight_granularity="per_channel")
+    weight = random_weight(*sizes, config)
+    dense = dequantize(weight.values(config), weight.scale, None, config)
+    bias = torch.randn(sizes[0], device="cuda").to(dtype)
+    for rows in (192, 193, 300, 1025):
+        x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
+        x[3] *= 10
+        exact = x.double() @ dense.double().T + bias.double()
+        y = cuda_kernel(config).linear(x, weight, bias)
+        error = (y.double() - exact).norm()
+        assert error <= 1.05 * (F.linear(x, dense.to(dtype), bias).double() - exact).norm() + 1e-6 * exact.norm()
+        assert same(cuda_kernel(config).linear(x, weight, bias), y)
+        x[5, 0] = torch.nan
+        assert cuda_kernel(config).linear(x, weight).isnan().any(1).nonzero().tolist() == [[5]]
 
 
 @pytest.mark.parametrize("rows", ROWS)

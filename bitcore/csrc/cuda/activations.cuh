@@ -107,7 +107,7 @@ __device__ __forceinline__ void load_row(const void* row, Dtype dtype, int64_t k
   }
 }
 
-__device__ __forceinline__ bool is_aligned_for_rows(const void* x, Dtype dtype, int64_t x_stride) {
+__host__ __device__ __forceinline__ bool is_aligned_for_rows(const void* x, Dtype dtype, int64_t x_stride) {
   const int64_t size = dtype == Dtype::kFloat32 ? 4 : 2;
   return (reinterpret_cast<uintptr_t>(x) | static_cast<uintptr_t>(x_stride * size)) % 16 == 0;
 }

@@ -13,8 +13,12 @@
 // ldmatrix and wgmma read at once, without a bank conflict.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+
+#include <type_traits>
 
 #include "linear.h"
 
@@ -49,6 +53,17 @@ __device__ __forceinline__ void decode(uint32_t word, uint32_t (&codes)[weights_
       odd &= 0x00ff00ffu;
     }
   }
+}
+
+// Four ternary codes, one a byte, as weights of two bytes: -1, 0 or 1 in bfloat16 or float16. A nibble of a byte
+// permutation says for each byte of the result which of the three low or high bytes it is.
+template <typename Value>
+__device__ __forceinline__ void to_pairs(uint32_t codes, uint32_t& low, uint32_t& high) {
+  constexpr bool kBFloat16 = std::is_same_v<Value, __nv_bfloat16>;
+  constexpr uint32_t kLow = kBFloat16 ? 0x00800080u : 0, kHigh = kBFloat16 ? 0x003f00bfu : 0x003c00bcu;
+  const uint32_t nibbles = codes * 0x11 + 0x40404040u;
+  low = __byte_perm(kLow, kHigh, nibbles);
+  high = __byte_perm(kLow, kHigh, nibbles >> 16);
 }
 
 // The packed words of one lane for one row of one chunk.

@@ -33,14 +33,20 @@ __device__ __forceinline__ void pass_turn(int group) {
   asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(kThreads) : "memory");
 }
 
-template <Format kFormat, int kColumns, int kRowTiles, bool kAligned>
+// Value: int8_t, or what x is where activations stay in floating point; then 128 columns, no splits, ternary weights.
+template <Format kFormat, int kColumns, int kRowTiles, bool kAligned, typename Value>
 __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = Chunk<kFormat>;
   constexpr int kRows = 64 * kGroups * kRowTiles, kWarpRows = 16 * kRowTiles;
   constexpr uint32_t kStageBytes = Layout::kHalfSteps * kColumns * 16;
   constexpr int kAhead = kWeightStages<kRowTiles>;
-  constexpr int kParts = kFormat == Format::kBase3 || kRowTiles > 1 ? 2 : 1;  // of a chunk, for want of registers
+  constexpr bool kInt8 = std::is_same_v<Value, int8_t>;
+  using Sum = std::conditional_t<kInt8, int, float>;
+  constexpr int kStagesOfChunk = kInt8 ? 1 : 2;  // of activations
+  // Products of a chunk that are begun together: as many as there are registers for their left operands.
+  constexpr int kBatches = !kInt8 ? 4 : kFormat == Format::kBase3 || kRowTiles > 1 ? 2 : 1;
+  constexpr int kBatchesOfStage = kBatches / kStagesOfChunk;
   constexpr bool kTakesTurns = kColumns > 64;  // else a turn would be shorter than its handing over
   constexpr uint32_t kWeightStage = kWarpRows * kRowStage<kAligned>;
   extern __shared__ __align__(1024) int8_t shared[];  // activations, then weights; in the end sums or outputs
@@ -70,7 +76,8 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   __syncthreads();
 
   const int count = end_chunk - first_chunk;
-  const int8_t* from = quantized.q + (token_tile * chunks + first_chunk) * kStageBytes;
+  const int8_t* from = quantized.q + (token_tile * chunks + first_chunk) * kStagesOfChunk * kStageBytes;
+  const int fills = count * kStagesOfChunk;  // of stages
   // The next chunk of activations into `stage`. One thread.
   const auto fetch = [&](int stage) {
     arrive_and_expect(full + 8 * stage, kStageBytes);
@@ -113,12 +120,12 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   wait_for_previous_kernel();
   let_next_kernel_start();
   if (threadIdx.x == 0)
-    for (int i = 0; i < stages && i < count; ++i) fetch(i);
+    for (int i = 0; i < stages && i < fills; ++i) fetch(i);
   // What the sums of column threadIdx.x will need. It waits in a register where one is to spare.
   static_assert(kColumns <= kThreads);
   float scale = 0;
   int sum = 0;
-  if (threadIdx.x < quantized.tile_tokens * quantized.digits) {
+  if (kInt8 && threadIdx.x < quantized.tile_tokens * quantized.digits) {
     const int64_t token = first_token + threadIdx.x / quantized.digits;
     if (token < linear.m) {
       scale = quantized.scale[token];
@@ -128,99 +135,127 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   const auto keep_columns = [&] {
     if (threadIdx.x < kColumns) column_scale[threadIdx.x] = scale, column_sum[threadIdx.x] = sum;
   };
-  if constexpr (kRowTiles > 1) keep_columns();
+  if constexpr (kInt8 && kRowTiles > 1) keep_columns();
 
   const int group = warp / 4;
   if (kTakesTurns && group == 1) pass_turn(0);
-  int sums[kRowTiles][kColumns / 2] = {};
+  Sum sums[kRowTiles][kColumns / 2] = {};
   int stage = 0, phase = 0, free_stage = 0, free_phase = 0;
   read();
   for (int i = 0; i < count; ++i) {
-    uint64_t columns = columns_descriptor(ring + stage * kStageBytes, kColumns * 16);
+    uint64_t columns = 0;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      constexpr int kSteps = Layout::kHalfSteps / 2 / kParts;
+    for (int batch = 0; batch < kBatches; ++batch) {
+      constexpr int kBatchWords = 4 / kBatches, kSteps = Layout::kPerByte * kBatchWords / (kInt8 ? 2 : 1);
       uint32_t left[kSteps][kRowTiles][4];
 #pragma unroll
       for (int j = 0; j < 2 * kRowTiles; ++j)
 #pragma unroll
-        for (int w = 0; w < 4 / kParts; ++w) {
+        for (int w = 0; w < kBatchWords; ++w) {
           uint32_t codes[Layout::kPerByte];
-          decode<kFormat>(words[j].word[part * (4 / kParts) + w], codes);
+          decode<kFormat>(words[j].word[batch * kBatchWords + w], codes);
 #pragma unroll
           for (int c = 0; c < Layout::kPerByte; ++c) {
             const int r = w * Layout::kPerByte + c;
-            left[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
+            if constexpr (kInt8) {
+              left[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
+            } else {
+              to_pairs<Value>(codes[c], left[r][j / 2][j % 2], left[r][j / 2][2 + j % 2]);
+            }
           }
         }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step)
 #pragma unroll
         for (int j = 0; j < kRowTiles; ++j) settle(left[step][j]);
-      if (part == 0) wait(full + 8 * stage, phase);
+      const bool first_of_stage = batch % kBatchesOfStage == 0, last_of_stage = (batch + 1) % kBatchesOfStage == 0;
+      if (first_of_stage) {
+        wait(full + 8 * stage, phase);
+        columns = columns_descriptor(ring + stage * kStageBytes, kColumns * 16);
+      }
       if constexpr (kTakesTurns) take_turn(group);
       begin_products();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-        for (int j = 0; j < kRowTiles; ++j) multiply_async<kColumns>(sums[j], left[step][j], columns);
+        for (int j = 0; j < kRowTiles; ++j) {
+          if constexpr (kInt8) {
+            multiply_async<kColumns>(sums[j], left[step][j], columns);
+          } else {
+            multiply_async<Value>(sums[j], left[step][j], columns);
+          }
+        }
         columns += 2 * kColumns;
         if (step == 0 || step + 1 == kSteps) end_products();
       }
-      if (part + 1 == kParts) {  // meanwhile
+      // Meanwhile: the next weights, and activations into the stage before, which the other warpgroup has most likely
+      // left too.
+      if (batch + 1 == kBatches) {
         copy();
         if (i + 1 < count) read();
-        // The stage of the chunk before: the other warpgroup has most likely left it too.
-        if (threadIdx.x == 0 && i >= 1 && i - 1 + stages < count) {
-          wait(empty + 8 * free_stage, free_phase);
-          fetch(free_stage);
-          if (++free_stage == stages) free_stage = 0, free_phase ^= 1;
-        }
+      }
+      const int used = i * kStagesOfChunk + batch / kBatchesOfStage;  // stages, before this one
+      if (last_of_stage && threadIdx.x == 0 && used >= 1 && used - 1 + stages < fills) {
+        wait(empty + 8 * free_stage, free_phase);
+        fetch(free_stage);
+        if (++free_stage == stages) free_stage = 0, free_phase ^= 1;
       }
       wait_for_products<1>();
-      if (kTakesTurns && (group == 0 || i + 1 < count || part + 1 < kParts)) pass_turn(1 - group);
+      if (kTakesTurns && (group == 0 || i + 1 < count || batch + 1 < kBatches)) pass_turn(1 - group);
       wait_for_products<0>();
+      if (last_of_stage) {
+        if (lane == 0) arrive(empty + 8 * stage);
+        if (++stage == stages) stage = 0, phase ^= 1;
+      }
     }
-    if (lane == 0) arrive(empty + 8 * stage);
-    if (++stage == stages) stage = 0, phase ^= 1;
   }
 
   // From here on the stages are free. The sums of all blocks of the cluster meet, or those of one are written alone.
-  if constexpr (kRowTiles == 1) keep_columns();
+  if constexpr (kInt8 && kRowTiles == 1) keep_columns();
   __syncthreads();
-  if (splits == 1 && quantized.digits == 1 && linear.dtype != Dtype::kFloat32) {
+  const auto write_pairs = [&](auto value) {
     const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
-    if (linear.dtype == Dtype::kBFloat16) {
-      stage_outputs<kFormat, kColumns, kRowTiles, __nv_bfloat16>(a, weight, warp_row, sums, column_scale, column_sum,
+    stage_outputs<kFormat, kColumns, kRowTiles, decltype(value)>(a, weight, warp_row, sums, column_scale, column_sum,
                                                                  outputs);
-    } else {
-      stage_outputs<kFormat, kColumns, kRowTiles, __half>(a, weight, warp_row, sums, column_scale, column_sum, outputs);
-    }
     asm volatile("bar.sync %0, 128;" ::"r"(3 + group) : "memory");
     write_outputs<kColumns, kRowTiles>(weight, first_row + group * 64 * kRowTiles, first_token, linear.m, outputs);
+  };
+  if constexpr (kInt8) {
+    if (splits == 1 && quantized.digits == 1 && linear.dtype != Dtype::kFloat32) {
+      if (linear.dtype == Dtype::kBFloat16) {
+        write_pairs(__nv_bfloat16());
+      } else {
+        write_pairs(__half());
+      }
+      return;
+    }
+  } else {
+    write_pairs(Value());
     return;
   }
 
-  constexpr int kStride = kRows + 4;  // of columns: without bank conflicts
-  int (*partial)[kStride] = reinterpret_cast<int (*)[kStride]>(shared);
+  if constexpr (kInt8) {
+    constexpr int kStride = kRows + 4;  // of columns: without bank conflicts
+    int (*partial)[kStride] = reinterpret_cast<int (*)[kStride]>(shared);
 #pragma unroll
-  for (int j = 0; j < kColumns / 8; ++j)
+    for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
-    for (int i = 0; i < 4 * kRowTiles; ++i) {
-      const int row = group * 64 * kRowTiles + i / 4 * 64 + warp % 4 * 16 + i / 2 % 2 * 8 + lane / 4;
-      partial[8 * j + lane % 4 * 2 + i % 2][row] = sums[i / 4][4 * j + i % 4];
+      for (int i = 0; i < 4 * kRowTiles; ++i) {
+        const int row = group * 64 * kRowTiles + i / 4 * 64 + warp % 4 * 16 + i / 2 % 2 * 8 + lane / 4;
+        partial[8 * j + lane % 4 * 2 + i % 2][row] = sums[i / 4][4 * j + i % 4];
+      }
+    const Outputs outputs = {&weight, first_row, first_token, split, column_scale, column_sum};
+    if (splits == 1) {
+      __syncthreads();
+      write_sums<kFormat, kRows, kStride, 1>(a, outputs, shared_address(shared));
+      return;
     }
-  const Outputs outputs = {&weight, first_row, first_token, split, column_scale, column_sum};
-  if (splits == 1) {
-    __syncthreads();
-    write_sums<kFormat, kRows, kStride, 1>(a, outputs, shared_address(shared));
-    return;
+    sync_cluster();
+    if (splits == 2) write_sums<kFormat, kRows, kStride, 2>(a, outputs, shared_address(shared));
+    if (splits == 4) write_sums<kFormat, kRows, kStride, 4>(a, outputs, shared_address(shared));
+    if (splits == 8) write_sums<kFormat, kRows, kStride, 8>(a, outputs, shared_address(shared));
+    sync_cluster();  // the others may still read this block's sums
   }
-  sync_cluster();
-  if (splits == 2) write_sums<kFormat, kRows, kStride, 2>(a, outputs, shared_address(shared));
-  if (splits == 4) write_sums<kFormat, kRows, kStride, 4>(a, outputs, shared_address(shared));
-  if (splits == 8) write_sums<kFormat, kRows, kStride, 8>(a, outputs, shared_address(shared));
-  sync_cluster();  // the others may still read this block's sums
 #endif
 }
 
@@ -252,7 +287,7 @@ int splits_of(const Hopper& a, const Device& device, int resident) {
   return best;
 }
 
-template <Format kFormat, int kColumns, int kRowTiles>
+template <Format kFormat, int kColumns, int kRowTiles, typename Value = int8_t>
 cudaError_t launch_kernel(Hopper a, const Device& device, bool aligned, int splits, void* stream) {
   constexpr int kRows = 64 * kGroups * kRowTiles, kResident = kColumns <= 64 ? 2 : 1;
   constexpr int kStageBytes = Chunk<kFormat>::kHalfSteps * kColumns * 16;
@@ -260,20 +295,33 @@ cudaError_t launch_kernel(Hopper a, const Device& device, bool aligned, int spli
   const int64_t tiles = a.tiles.count * token_tiles(a);
   const int resident = tiles * splits <= blocks_at_once(device, splits, 1) ? 1 : kResident;
   const int room = device.shared_memory / resident - kWeightBytes<kRowTiles> - 3072;
-  const int64_t chunks = (a.quantized.chunks + splits - 1) / splits;
+  const int64_t fills = (a.quantized.chunks + splits - 1) / splits * (std::is_same_v<Value, int8_t> ? 1 : 2);
   a.stages = room / kStageBytes < kMostStages ? room / kStageBytes : kMostStages;
-  if (a.stages > chunks) a.stages = static_cast<int>(chunks);
+  if (a.stages > fills) a.stages = static_cast<int>(fills);
   size_t shared = static_cast<size_t>(a.stages) * kStageBytes + kWeightBytes<kRowTiles>;
   const size_t in_the_end = static_cast<size_t>(kRows + 4) * kColumns * sizeof(int);
   if (shared < in_the_end) shared = in_the_end;
-  const auto kernel =
-      aligned ? hopper_kernel<kFormat, kColumns, kRowTiles, true> : hopper_kernel<kFormat, kColumns, kRowTiles, false>;
+  const auto kernel = aligned ? hopper_kernel<kFormat, kColumns, kRowTiles, true, Value>
+                              : hopper_kernel<kFormat, kColumns, kRowTiles, false, Value>;
   return launch(kernel, dim3(static_cast<unsigned>(tiles), 1, static_cast<unsigned>(splits)), kThreads, shared, stream,
                 true, splits, a);
 }
 
+template <Format kFormat, typename Value>
+cudaError_t launch_floating(const Hopper& a, const Device& device, bool aligned, void* stream) {
+  return cost_of(a, device, 2, 1, 1) < cost_of(a, device, 1, 1, 1)
+             ? launch_kernel<kFormat, 128, 2, Value>(a, device, aligned, 1, stream)
+             : launch_kernel<kFormat, 128, 1, Value>(a, device, aligned, 1, stream);
+}
+
 template <Format kFormat>
 cudaError_t launch_format(const Hopper& a, const Device& device, bool aligned, void* stream) {
+  if (a.quantized.floating) {
+    if constexpr (kFormat != Format::kInt4)
+      return a.linear.dtype == Dtype::kBFloat16 ? launch_floating<kFormat, __nv_bfloat16>(a, device, aligned, stream)
+                                                : launch_floating<kFormat, __half>(a, device, aligned, stream);
+    return cudaErrorInvalidValue;
+  }
   const int columns = a.quantized.tile_columns, splits = splits_of(a, device, columns <= 64 ? 2 : 1);
   if (columns == 32) return launch_kernel<kFormat, 32, 1>(a, device, aligned, splits, stream);
   if (columns == 64) return launch_kernel<kFormat, 64, 1>(a, device, aligned, splits, stream);

@@ -38,9 +38,9 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high, __half) {
 }
 
 // This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup].
-template <Format kFormat, int kColumns, int kRowTiles, typename Value>
+template <Format kFormat, int kColumns, int kRowTiles, typename Value, typename Sum>
 __device__ __forceinline__ void stage_outputs(const Hopper& a, const Weight& weight, int64_t warp_row,
-                                              const int (&sums)[kRowTiles][kColumns / 2], const float* column_scale,
+                                              const Sum (&sums)[kRowTiles][kColumns / 2], const float* column_scale,
                                               const int* column_sum, uint32_t outputs) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float row_scale[2 * kRowTiles], row_bias[2 * kRowTiles];
@@ -57,15 +57,24 @@ __device__ __forceinline__ void stage_outputs(const Hopper& a, const Weight& wei
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
     const int column = 8 * j + lane % 4 * 2;
-    const float2 scale = *reinterpret_cast<const float2*>(column_scale + column);
-    const int2 sum = *reinterpret_cast<const int2*>(column_sum + column);
+    float2 scale;
+    int2 sum;
+    if constexpr (std::is_same_v<Sum, int>) {
+      scale = *reinterpret_cast<const float2*>(column_scale + column);
+      sum = *reinterpret_cast<const int2*>(column_sum + column);
+    }
     uint32_t pairs[2 * kRowTiles];
 #pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) {
-      const int total0 = sums[i / 2][4 * j + i % 2 * 2] - zero[i] * sum.x;
-      const int total1 = sums[i / 2][4 * j + i % 2 * 2 + 1] - zero[i] * sum.y;
-      const float value0 = __fmul_rn(static_cast<float>(total0), __fmul_rn(scale.x, row_scale[i]));
-      const float value1 = __fmul_rn(static_cast<float>(total1), __fmul_rn(scale.y, row_scale[i]));
+      const Sum sum0 = sums[i / 2][4 * j + i % 2 * 2], sum1 = sums[i / 2][4 * j + i % 2 * 2 + 1];
+      float value0, value1;
+      if constexpr (std::is_same_v<Sum, int>) {
+        value0 = __fmul_rn(static_cast<float>(sum0 - zero[i] * sum.x), __fmul_rn(scale.x, row_scale[i]));
+        value1 = __fmul_rn(static_cast<float>(sum1 - zero[i] * sum.y), __fmul_rn(scale.y, row_scale[i]));
+      } else {
+        value0 = __fmul_rn(sum0, row_scale[i]);
+        value1 = __fmul_rn(sum1, row_scale[i]);
+      }
       pairs[i] = pair_of(__fadd_rn(value0, row_bias[i]), __fadd_rn(value1, row_bias[i]), Value());
     }
     store_transposed(to, pairs);

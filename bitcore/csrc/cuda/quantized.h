@@ -17,12 +17,16 @@ struct Quantized {
   int tile_tokens;  // tile_columns / digits
   int token_block;
   bool fragments;  // [tiles][chunks][half steps / 4][tile_columns][t][half step % 4][4]: what a lane needs, together
+  bool floating;   // q holds x itself, [tiles][chunks][half steps][2][tile_columns][t][2] values of two bytes
   int words;       // of one lane in a chunk: `kWords` of fragments.cuh
   int64_t chunks;
   int64_t groups;  // 1 or those of the weight scale
 };
 
-// cudaError_t. `early`: the kernel that multiplies may start before this one ends.
+// Writes x as it is in the order of `floating`. cudaError_t.
+int launch_arrange(const Linear& linear, const Quantized& quantized, void* stream);
+
+// cudaError_t.
 int launch_quantize(const Linear& linear, const Quantized& quantized, void* stream);
 
 }  // namespace bitlab::cuda

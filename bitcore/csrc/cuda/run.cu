@@ -8,7 +8,11 @@
 namespace bitlab::cuda {
 namespace {
 
-enum class Path { kDecode, kDecodeQuantizing, kBatch, kHopper };
+enum class Path { kDecode, kDecodeQuantizing, kBatch, kHopper, kHopperFloating };
+
+// From as many tokens on the tensor cores take bfloat16 and float16 activations as they are: for fewer, three int8
+// digits and as many blocks as split K are faster.
+constexpr int64_t kFewestFloating = 192;
 
 size_t aligned_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -32,6 +36,9 @@ Path path_of(const Linear& linear, const Device& device) {
   const bool few = !hopper || linear.m * digits_of(linear) <= 8;
   if (few && decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear) ? Path::kDecodeQuantizing : Path::kDecode;
+  if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 &&
+      linear.format != Format::kInt4 && linear.m >= kFewestFloating)
+    return Path::kHopperFloating;
   if (hopper) return Path::kHopper;
   return Path::kBatch;
 }
@@ -50,6 +57,11 @@ Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t*
     result.fragments = true;
     result.tile_tokens = static_cast<int>(linear.m);
     result.tile_columns = result.tile_tokens * result.digits;
+  } else if (path == Path::kHopperFloating) {
+    result.digits = 1;
+    result.floating = true;
+    result.token_block = 1;
+    result.tile_columns = result.tile_tokens = 128;
   } else if (path == Path::kHopper) {
     result.token_block = 1;
     result.tile_columns = hopper_columns(linear.m * result.digits);
@@ -67,7 +79,8 @@ Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t*
     *bytes += aligned_up(static_cast<size_t>(size));
     return piece;
   };
-  result.q = reinterpret_cast<int8_t*>(take(tiles * result.tile_columns * k));
+  result.q = reinterpret_cast<int8_t*>(take(tiles * result.tile_columns * k * (result.floating ? 2 : 1)));
+  if (result.floating) return result;
   result.scale = reinterpret_cast<float*>(take(linear.m * 4));
   result.sum = reinterpret_cast<int32_t*>(take(linear.m * result.digits * result.groups * 4));
   if (linear.quantization == Quantization::kPerTensor && linear.m > 1)
@@ -90,11 +103,12 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
   size_t bytes;
   const Quantized quantized = quantized_of(linear, path, workspace, &bytes);
   if (path == Path::kDecodeQuantizing) return launch_decode(linear, quantized, device, stream);
-  const int error = launch_quantize(linear, quantized, stream);
+  const int error =
+      quantized.floating ? launch_arrange(linear, quantized, stream) : launch_quantize(linear, quantized, stream);
   if (error != cudaSuccess) return error;
   if (path == Path::kDecode) return launch_decode(linear, quantized, device, stream);
 #ifdef BITLAB_HAVE_HOPPER
-  if (path == Path::kHopper) return launch_hopper(linear, quantized, device, stream);
+  if (path == Path::kHopper || path == Path::kHopperFloating) return launch_hopper(linear, quantized, device, stream);
 #endif
   return launch_batch(linear, quantized, stream);
 }

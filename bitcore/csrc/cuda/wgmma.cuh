@@ -2,6 +2,11 @@
 // clusters.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
 #include "tensor_core.cuh"
 
 namespace bitlab::cuda {
@@ -71,8 +76,39 @@ __device__ __forceinline__ void multiply_async(int (&sums)[kColumns / 2], const 
 
 #undef BITLAB_SUMS_8
 #undef BITLAB_SUMS_32
+
+// sums [64 rows, 128] += weights [64, 16] * activations [16, 128], of bfloat16 or float16, in float32. A register holds
+// two neighbours of K, otherwise as above.
+#define BITLAB_SUMS_8(i)                                                                                        \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
+      "+f"(sums[i + 6]), "+f"(sums[i + 7])
+#define BITLAB_SUMS_32(i) BITLAB_SUMS_8(i), BITLAB_SUMS_8(i + 8), BITLAB_SUMS_8(i + 16), BITLAB_SUMS_8(i + 24)
+#define BITLAB_FLOAT_PRODUCT(type)                                                        \
+  asm volatile(                                                                           \
+      "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"                        \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                        \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
+      "{%64, %65, %66, %67}, %68, accumulate, 1, 1, 0;\n}"                                \
+      : BITLAB_SUMS_32(0), BITLAB_SUMS_32(32)                                             \
+      : BITLAB_PRODUCT_OPERANDS)
+
+template <typename Value>
+__device__ __forceinline__ void multiply_async(float (&sums)[64], const uint32_t (&codes)[4], uint64_t columns) {
+  if constexpr (std::is_same_v<Value, __nv_bfloat16>) {
+    BITLAB_FLOAT_PRODUCT("bf16");
+  } else {
+    BITLAB_FLOAT_PRODUCT("f16");
+  }
+}
+
+#undef BITLAB_SUMS_8
+#undef BITLAB_SUMS_32
 #undef BITLAB_PRODUCT_OPERANDS
 #undef BITLAB_PRODUCT
+#undef BITLAB_FLOAT_PRODUCT
 
 // Barriers in shared memory: a phase ends when `arrivals` threads have arrived and all bytes announced have come.
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
