@@ -1,6 +1,6 @@
 // Few columns (at most 16): bound by reading the weights once.
 //
-//     block   16 warps share tiles of 16 rows, warp w reads chunks w, w + 16, ... of all 16; the blocks of a launch
+//     block   8 warps share tiles of 16 rows, warp w reads chunks w, w + 8, ... of all 16; the blocks of a launch
 //     stay and
 //             take tile after tile, with the next chunks of the warp, also those of the next tile, always under way
 //     lane    16 bytes of row g and 16 of row g + 8 a chunk: 4 lanes read 64 neighbouring bytes
@@ -19,9 +19,8 @@
 namespace bitlab::cuda {
 namespace {
 
-constexpr int kWarps = 16, kThreads = 32 * kWarps, kRows = 16;
+constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16;
 constexpr int kMostColumns = 16;
-constexpr int kStages = 4;                // chunks of a warp, one being used
 constexpr int kColumnStride = kRows + 4;  // of sums in shared memory: without bank conflicts
 
 // Partial sums of a tile may be written while those of the one before are read, if there is room.
@@ -39,11 +38,12 @@ struct Decode {
   int64_t row_bytes;
 };
 
-template <bool kAligned>
+// kStages: chunks of a warp, one of them being used.
+template <bool kAligned, int kStages>
 constexpr int kRingBytes = kWarps * kStages * kRows * kRowStage<kAligned>;
 
 // The chunks that a warp copies, tile after tile.
-template <bool kAligned>
+template <bool kAligned, int kStages>
 struct ChunkReader {
   static constexpr int kStageBytes = kRows * kRowStage<kAligned>;
 
@@ -180,12 +180,13 @@ struct BlockToken {
   }
 };
 
-template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_constant__ Decode a) {
+template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes, bool kAligned, int kStages>
+__global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_constant__ Decode a) {
   using Layout = Chunk<kFormat>;
   constexpr int kColumns = 8 * kColumnTiles;
   extern __shared__ __align__(128) int8_t shared[];
-  int8_t* q = shared + kRingBytes<kAligned>;  // [chunks][half steps / 4][columns][64], see Quantized::fragments
+  int8_t* q =
+      shared + kRingBytes<kAligned, kStages>;  // [chunks][half steps / 4][columns][64], see Quantized::fragments
   constexpr int kBuffers = partial_buffers(kColumnTiles);
   __shared__ int partial[kBuffers][kWarps][kColumns][kColumnStride];
   __shared__ Columns of_columns;
@@ -195,9 +196,9 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_consta
   const int columns = m * kDigits;
   const int chunks = static_cast<int>(a.quantized.chunks);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t ring = shared_address(shared) + warp * (kRingBytes<kAligned> / kWarps);
+  const uint32_t ring = shared_address(shared) + warp * (kRingBytes<kAligned, kStages> / kWarps);
 
-  ChunkReader<kAligned> reader(a, ring);
+  ChunkReader<kAligned, kStages> reader(a, ring);
   if constexpr (kQuantizes) {
     // What runs before may have written the weights: until it has ended they may come closer, but not be used.
     reader.prefetch();
@@ -267,9 +268,10 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_consta
       const Words<4> words = staged_words<kAligned>(place, shift);
       const Words<4> words8 = staged_words<kAligned>(place + 8 * kRowStage<kAligned>, shift8);
       reader.copy();
-      stage = stage + ChunkReader<kAligned>::kStageBytes == kStages * ChunkReader<kAligned>::kStageBytes
-                  ? 0
-                  : stage + ChunkReader<kAligned>::kStageBytes;
+      stage =
+          stage + ChunkReader<kAligned, kStages>::kStageBytes == kStages * ChunkReader<kAligned, kStages>::kStageBytes
+              ? 0
+              : stage + ChunkReader<kAligned, kStages>::kStageBytes;
       if (chunk >= chunks) continue;
       uint32_t codes[Layout::kHalfSteps], codes8[Layout::kHalfSteps];
       decode_words<kFormat>(words, codes);
@@ -311,20 +313,34 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(const __grid_consta
   }
 }
 
-size_t dynamic_shared_bytes(const Linear& linear, int digits, bool aligned) {
-  return static_cast<size_t>(linear.m * digits * padded_k(linear.format, linear.k, 4)) +
-         (aligned ? kRingBytes<true> : kRingBytes<false>);
+template <bool kAligned, int kStages>
+size_t dynamic_shared_bytes(const Linear& linear, int digits) {
+  return static_cast<size_t>(linear.m * digits * padded_k(linear.format, linear.k, 4)) + kRingBytes<kAligned, kStages>;
 }
 
+// At most `resident` blocks a multiprocessor. Where they take few tiles each, as many tiles as the others.
+int blocks_of(const Decode& a, const Device& device, int resident) {
+  const int most = resident * device.multiprocessors, rounds = (a.tiles.count + most - 1) / most;
+  return rounds > 3 ? most : (a.tiles.count + rounds - 1) / rounds;
+}
+
+template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes, bool kAligned, int kStages>
+cudaError_t launch_stages(const Decode& a, const Device& device, int resident, void* stream) {
+  const size_t shared = dynamic_shared_bytes<kAligned, kStages>(a.linear, kDigits);
+  const int fit = static_cast<int>(device.shared_memory / (shared + static_shared_bytes(kColumnTiles) + 1024));
+  const int blocks = blocks_of(a, device, fit < 1 ? 1 : fit < resident ? fit : resident);
+  return launch(decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, kAligned, kStages>,
+                dim3(static_cast<unsigned>(blocks)), kThreads, shared, stream, true, 1, a);
+}
+
+// The fewer tiles a block takes, the more its start counts: then fewer copies ahead of it, and fewer blocks that each
+// need the activations.
 template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes>
 cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
-  const size_t shared = dynamic_shared_bytes(a.linear, kDigits, aligned);
-  const int resident = static_cast<int>(device.shared_memory / (shared + static_shared_bytes(kColumnTiles) + 1024));
-  const int most = (resident > 2 ? 2 : resident < 1 ? 1 : resident) * device.multiprocessors;
-  const auto blocks = static_cast<unsigned>(a.tiles.count < most ? a.tiles.count : most);
-  const auto kernel = aligned ? decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, true>
-                              : decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, false>;
-  return launch(kernel, dim3(blocks), kThreads, shared, stream, true, 1, a);
+  if (!aligned) return launch_stages<kFormat, kDigits, kColumnTiles, kQuantizes, false, 4>(a, device, 3, stream);
+  return a.tiles.count <= 6 * device.multiprocessors
+             ? launch_stages<kFormat, kDigits, kColumnTiles, kQuantizes, true, 3>(a, device, 2, stream)
+             : launch_stages<kFormat, kDigits, kColumnTiles, kQuantizes, true, 5>(a, device, 3, stream);
 }
 
 template <Format kFormat, int kDigits>
@@ -345,14 +361,15 @@ cudaError_t launch_format(const Decode& a, const Device& device, bool aligned, v
 bool decode_can_serve(const Linear& linear, int digits, const Device& device) {
   const int64_t columns = linear.m * digits;
   return linear.group_size == 0 && columns <= kMostColumns &&
-         dynamic_shared_bytes(linear, digits, rows_are_aligned(linear, bytes_of_row(linear))) +
-                 static_shared_bytes(columns <= 8 ? 1 : 2) <=
+         dynamic_shared_bytes<false, 5>(linear, digits) + static_shared_bytes(columns <= 8 ? 1 : 2) <=
              static_cast<size_t>(device.shared_memory);
 }
 
-bool decode_can_quantize(const Linear& linear) {
-  return linear.m == 1 && linear.k <= kMostTokenWeights && linear.k % (4 * weights_per_byte(linear.format)) == 0 &&
-         linear.dtype != Dtype::kFloat32 && reinterpret_cast<uintptr_t>(linear.x) % 16 == 0;
+bool decode_can_quantize(const Linear& linear, int digits) {
+  // Three digits are three times the work, which every block would do.
+  return linear.m == 1 && linear.k <= (digits == 1 ? kMostTokenWeights : 4096) &&
+         linear.k % (4 * weights_per_byte(linear.format)) == 0 && linear.dtype != Dtype::kFloat32 &&
+         reinterpret_cast<uintptr_t>(linear.x) % 16 == 0;
 }
 
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream) {

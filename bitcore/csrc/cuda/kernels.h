@@ -30,7 +30,7 @@ inline bool rows_are_aligned(const Linear& linear, int64_t row_bytes) {
 
 // Each returns a cudaError_t.
 constexpr int kMostTokenWeights = 12288;  // of a token that every block of launch_decode quantizes itself
-bool decode_can_quantize(const Linear& linear);
+bool decode_can_quantize(const Linear& linear, int digits);
 bool decode_can_serve(const Linear& linear, int digits, const Device& device);
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
 

@@ -35,7 +35,7 @@ Path path_of(const Linear& linear, const Device& device) {
   // From 9 columns on its tensor cores are the faster way.
   const bool few = !hopper || linear.m * digits_of(linear) <= 8;
   if (few && decode_can_serve(linear, digits_of(linear), device))
-    return decode_can_quantize(linear) ? Path::kDecodeQuantizing : Path::kDecode;
+    return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
   if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 &&
       linear.format != Format::kInt4 && linear.m >= kFewestFloating)
     return Path::kHopperFloating;
