@@ -26,32 +26,16 @@ struct Mode {
 struct CheckedWeight {
   CheckedWeight(const cpu::Layout& layout, int64_t k, const Tensor& packed, const Tensor& scale,
                 const Tensor* zero_point, const Tensor* bias) {
-    const int64_t per_byte = cpu::weights_per_byte(layout.format);
-    require(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 2 &&
-                packed.size(1) == (k + per_byte - 1) / per_byte && packed.is_contiguous(),
-            "weight_packed must be a contiguous uint8 CPU tensor [out_features, bytes of in_features]");
-    const int64_t n = packed.size(0);
-    const int64_t groups = layout.group_size == 0 ? 0 : (k + layout.group_size - 1) / layout.group_size;
-    const bool shaped = groups > 0 ? scale.dim() == 2 && (scale.size(0) == n || n == 0) && scale.size(1) == groups
-                                   : scale.dim() == 1 && (scale.size(0) == 1 || scale.size(0) == n);
-    require(scale.is_cpu() && scale.scalar_type() == ScalarType::Float && shaped && scale.is_contiguous(),
-            "weight_scale must be a contiguous float32 CPU tensor [1], [out_features] or [out_features, groups]");
-    require(zero_point == nullptr || (zero_point->is_cpu() && zero_point->scalar_type() == ScalarType::Char &&
-                                      zero_point->dim() == scale.dim() && zero_point->size(0) == scale.size(0) &&
-                                      zero_point->numel() == scale.numel() && zero_point->is_contiguous()),
-            "weight_zero_point must be a contiguous int8 CPU tensor of weight_scale's shape");
-    require(bias == nullptr || (bias->is_cpu() && is_floating(bias->scalar_type()) && bias->dim() == 1 &&
-                                bias->size(0) == n && bias->is_contiguous()),
-            "bias must be a contiguous floating-point CPU tensor [out_features]");
+    const int64_t scale_stride =
+        checked_scale_stride([](const Tensor& tensor) { return tensor.is_cpu(); }, k,
+                             cpu::weights_per_byte(layout.format), layout.group_size, packed, scale, zero_point, bias);
     const bool convert = bias != nullptr && bias->scalar_type() != ScalarType::Float;
     if (convert) bias_float32 = as_float32(*bias);
     weight = {
         .packed = static_cast<const uint8_t*>(packed.const_data_ptr()),
-        .n = n,
+        .n = packed.size(0),
         .scale = static_cast<const float*>(scale.const_data_ptr()),
-        .scale_stride = groups > 0           ? groups
-                        : scale.size(0) == 1 ? 0
-                                             : 1,
+        .scale_stride = scale_stride,
         .zero_point = zero_point == nullptr ? nullptr : static_cast<const int8_t*>(zero_point->const_data_ptr()),
         .bias = convert           ? bias_float32.data()
                 : bias != nullptr ? static_cast<const float*>(bias->const_data_ptr())

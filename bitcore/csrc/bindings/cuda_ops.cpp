@@ -69,38 +69,18 @@ const cuda::Device& device_at(int index) {
   return device;
 }
 
-bool is_here(const Tensor& tensor, const Tensor& x) {
-  return tensor.is_cuda() && tensor.get_device_index() == x.get_device_index();
-}
-
 cuda::Weight checked_weight(const cuda::Linear& linear, const Tensor& x, const Tensor& packed, const Tensor& scale,
                             const Tensor* zero_point, const Tensor* bias) {
-  const int64_t per_byte = cuda::weights_per_byte(linear.format);
-  require(is_here(packed, x) && packed.scalar_type() == ScalarType::Byte && packed.dim() == 2 &&
-              packed.size(1) == (linear.k + per_byte - 1) / per_byte && packed.is_contiguous(),
-          "weight_packed must be a contiguous uint8 tensor [out_features, bytes of in_features] on the device of x");
-  const int64_t n = packed.size(0);
-  const int64_t groups = linear.group_size == 0 ? 0 : (linear.k + linear.group_size - 1) / linear.group_size;
-  const bool shaped = groups > 0 ? scale.dim() == 2 && (scale.size(0) == n || n == 0) && scale.size(1) == groups
-                                 : scale.dim() == 1 && (scale.size(0) == 1 || scale.size(0) == n);
-  require(
-      is_here(scale, x) && scale.scalar_type() == ScalarType::Float && shaped && scale.is_contiguous(),
-      "weight_scale must be a contiguous float32 tensor [1], [out_features] or [out_features, groups] on the device "
-      "of x");
-  require(zero_point == nullptr || (is_here(*zero_point, x) && zero_point->scalar_type() == ScalarType::Char &&
-                                    zero_point->dim() == scale.dim() && zero_point->size(0) == scale.size(0) &&
-                                    zero_point->numel() == scale.numel() && zero_point->is_contiguous()),
-          "weight_zero_point must be a contiguous int8 tensor of weight_scale's shape on the device of x");
-  require(bias == nullptr || (is_here(*bias, x) && is_floating(bias->scalar_type()) && bias->dim() == 1 &&
-                              bias->size(0) == n && bias->is_contiguous()),
-          "bias must be a contiguous floating-point tensor [out_features] on the device of x");
+  const auto is_here = [&x](const Tensor& tensor) {
+    return tensor.is_cuda() && tensor.get_device_index() == x.get_device_index();
+  };
+  const int64_t scale_stride = checked_scale_stride(is_here, linear.k, cuda::weights_per_byte(linear.format),
+                                                    linear.group_size, packed, scale, zero_point, bias);
   return {
       .packed = static_cast<const uint8_t*>(packed.const_data_ptr()),
-      .n = n,
+      .n = packed.size(0),
       .scale = static_cast<const float*>(scale.const_data_ptr()),
-      .scale_stride = groups > 0           ? groups
-                      : scale.size(0) == 1 ? 0
-                                           : 1,
+      .scale_stride = scale_stride,
       .zero_point = zero_point == nullptr ? nullptr : static_cast<const int8_t*>(zero_point->const_data_ptr()),
       .bias = bias == nullptr ? nullptr : bias->const_data_ptr(),
       .bias_dtype = bias == nullptr ? cuda::Dtype::kFloat32 : dtype_of<cuda::Dtype>(bias->scalar_type()),

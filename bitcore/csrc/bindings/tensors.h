@@ -53,6 +53,32 @@ inline std::optional<int64_t> row_stride(const Tensor& x) {
   return stride;
 }
 
+// Requires that these are the tensors of a weight with k input features, all of them where `is_here` says. Returns the
+// distance of the scales of neighbouring rows.
+template <typename IsHere>
+int64_t checked_scale_stride(const IsHere& is_here, int64_t k, int64_t weights_per_byte, int64_t group_size,
+                             const Tensor& packed, const Tensor& scale, const Tensor* zero_point, const Tensor* bias) {
+  require(is_here(packed) && packed.scalar_type() == ScalarType::Byte && packed.dim() == 2 &&
+              packed.size(1) == (k + weights_per_byte - 1) / weights_per_byte && packed.is_contiguous(),
+          "weight_packed must be a contiguous uint8 tensor [out_features, bytes of in_features] on the device of x");
+  const int64_t n = packed.size(0);
+  const int64_t groups = group_size == 0 ? 0 : (k + group_size - 1) / group_size;
+  const bool shaped = groups > 0 ? scale.dim() == 2 && (scale.size(0) == n || n == 0) && scale.size(1) == groups
+                                 : scale.dim() == 1 && (scale.size(0) == 1 || scale.size(0) == n);
+  require(
+      is_here(scale) && scale.scalar_type() == ScalarType::Float && shaped && scale.is_contiguous(),
+      "weight_scale must be a contiguous float32 tensor [1], [out_features] or [out_features, groups] on the device "
+      "of x");
+  require(zero_point == nullptr || (is_here(*zero_point) && zero_point->scalar_type() == ScalarType::Char &&
+                                    zero_point->dim() == scale.dim() && zero_point->size(0) == scale.size(0) &&
+                                    zero_point->numel() == scale.numel() && zero_point->is_contiguous()),
+          "weight_zero_point must be a contiguous int8 tensor of weight_scale's shape on the device of x");
+  require(bias == nullptr || (is_here(*bias) && is_floating(bias->scalar_type()) && bias->dim() == 1 &&
+                              bias->size(0) == n && bias->is_contiguous()),
+          "bias must be a contiguous floating-point tensor [out_features] on the device of x");
+  return groups > 0 ? groups : scale.size(0) == 1 ? 0 : 1;
+}
+
 // An uninitialized tensor. A failure is told in words by which the Python side knows it.
 inline Tensor allocate(int64_t dimensions, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                        int32_t device_type, int32_t device_index) {
