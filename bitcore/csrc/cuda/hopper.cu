@@ -8,7 +8,7 @@
 //             their sums meet in shared memory
 //
 // A product of 64 rows x 128 columns x 32 keeps the tensor cores busy for 64 cycles; its left operand is 16 codes a
-// lane, 7 shifts and masks.
+// lane, 7 shifts and masks. Floating-point activations take the same way in values of two bytes (arrange.cu).
 #include "hopper_outputs.cuh"
 #include "launch.cuh"
 #include "weight_stages.cuh"

@@ -39,8 +39,7 @@ struct Linear {
   int64_t m, k, x_stride;
   Quantization quantization;
   Format format;
-  int64_t
-      group_size;  // 0: one scale a row or tensor; else of whole steps of the tensor cores (GROUP_MULTIPLES in cuda.py)
+  int64_t group_size;  // 0: one scale a row or tensor; else GROUP_MULTIPLES in cuda.py says which sizes there are
   Weight weights[kMaxWeights];
   int weight_count;
 };

@@ -1,7 +1,8 @@
 // Quantizes rows of x to int8 columns in the order in which the products read them (fragments.cuh).
 //
 // A lane takes one word's share of K, 4P neighbours, and writes P words of four bytes. Four lanes with t = 0..3 make
-// the 16 bytes of a half step, and four tokens of a warp 64 neighbouring bytes; with few tokens, eight words of one.
+// the 16 bytes of a half step, and the two or four tokens of a warp lie side by side; with few tokens a warp takes
+// eight words of one.
 #include "activations.cuh"
 #include "launch.cuh"
 #include "quantized.h"
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const void* x, Dtype
   }
 }
 
-// The same for many tokens or few where all is even: values of two bytes, aligned rows of whole shares, one sum a
+// The same, faster, where all is even: values of two bytes, aligned rows of whole shares, one sum a
 // column, and rows short enough to stay in registers: kKept shares a lane.
 template <Format kFormat, int kDigits, int kTokens, int kKept>
 __global__ void __launch_bounds__(kThreads)
