@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int half = 0; half < 2; ++half) {
       const int64_t r = (word * kPerByte + c) * 2 + half;
       const uint32_t pair = value(kPerByte * 2 * half + c) | value(kPerByte * (2 * half + 1) + c) << 16;
-      *reinterpret_cast<uint32_t*>(tile_q + (r * out.tile_columns + column) * 16 + t * 4) = pair;
+      *reinterpret_cast<uint32_t*>(tile_q + place_of(out, r, static_cast<int>(column)) + t * 4) = pair;
     }
 }
 

@@ -17,42 +17,47 @@
 namespace bitlab::cuda {
 namespace {
 
-template <int kRowTiles>
-constexpr int kWeightStages = kRowTiles == 1 ? 5 : 3;
+constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
 
-// Shared memory beside the stages of activations.
+// Chunks of weights that are on their way. A lane reads a stage to registers before it copies into it again.
 template <int kRowTiles>
-constexpr int kWeightBytes = kWeightStages<kRowTiles> * kGroups * 64 * kRowTiles * (kChunkBytes + 16);
+constexpr int kWeightStages = kRowTiles == 1 ? 4 : 3;
 
-// The warpgroups take turns at the tensor cores: one decodes while the other multiplies. Left alone they would do both
-// at the same time. A group takes its turn when the other has passed it.
-__device__ __forceinline__ void take_turn(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kThreads) : "memory");
-}
-__device__ __forceinline__ void pass_turn(int group) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(kThreads) : "memory");
-}
+template <int kRowTiles, bool kAligned>
+constexpr int kWeightBytes = kWeightStages<kRowTiles> * kGroups * 64 * kRowTiles * kRowStage<kAligned>;
+
+// A batch is decoded while the one before is multiplied; with few columns there is too little to multiply for that to
+// pay.
+template <int kColumns>
+constexpr bool kOverlaps = kColumns == 128;
+
+// A chunk is multiplied in batches, each with a stage of activations: as many as there are registers for their codes.
+template <Format kFormat, int kColumns, typename Value>
+constexpr int kBatches = !std::is_same_v<Value, int8_t>                     ? 4
+                         : kOverlaps<kColumns> || kFormat == Format::kBase3 ? 2
+                                                                            : 1;
+
+template <Format kFormat, int kColumns, typename Value>
+constexpr uint32_t kStageBytes =
+    Chunk<kFormat>::kHalfSteps * kColumns * 16 * sizeof(Value) / kBatches<kFormat, kColumns, Value>;
+
+template <int kColumns>
+constexpr int kResident = kColumns <= 64 ? 2 : 1;  // blocks on a multiprocessor
 
 // Value: int8_t, or what x is where activations stay in floating point; then 128 columns, no splits, ternary weights.
 template <Format kFormat, int kColumns, int kRowTiles, bool kAligned, typename Value>
-__global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kernel(const __grid_constant__ Hopper a) {
+__global__ void __launch_bounds__(kThreads, kResident<kColumns>) hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = Chunk<kFormat>;
   constexpr int kRows = 64 * kGroups * kRowTiles, kWarpRows = 16 * kRowTiles;
-  constexpr uint32_t kStageBytes = Layout::kHalfSteps * kColumns * 16;
-  constexpr int kAhead = kWeightStages<kRowTiles>;
   constexpr bool kInt8 = std::is_same_v<Value, int8_t>;
   using Sum = std::conditional_t<kInt8, int, float>;
-  constexpr int kStagesOfChunk = kInt8 ? 1 : 2;  // of activations
-  // Products of a chunk that are begun together: as many as there are registers for their left operands.
-  constexpr int kBatches = !kInt8 ? 4 : kFormat == Format::kBase3 || kRowTiles > 1 ? 2 : 1;
-  constexpr int kBatchesOfStage = kBatches / kStagesOfChunk;
-  constexpr bool kTakesTurns = kColumns > 64;  // else a turn would be shorter than its handing over
+  constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, Value>;
+  constexpr int kSwizzle = hopper_swizzle(kFormat);
+  constexpr int kAhead = kWeightStages<kRowTiles>;
   constexpr uint32_t kWeightStage = kWarpRows * kRowStage<kAligned>;
   extern __shared__ __align__(1024) int8_t shared[];  // activations, then weights; in the end sums or outputs
   __shared__ __align__(8) uint64_t barriers[2 * kMostStages];
-  __shared__ __align__(8) float column_scale[kColumns];
-  __shared__ __align__(8) int column_sum[kColumns];
 
   const Linear& linear = a.linear;
   const Quantized& quantized = a.quantized;
@@ -60,11 +65,14 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   const int stages = a.stages, splits = static_cast<int>(gridDim.z), split = static_cast<int>(blockIdx.z);
   const int chunks = static_cast<int>(quantized.chunks);
   const int first_chunk = chunks * split / splits, end_chunk = chunks * (split + 1) / splits;
-  const int64_t token_tile = blockIdx.x / a.tiles.count;
+  // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
+  const int token_group = static_cast<int>(blockIdx.x) / (kBeside * a.tiles.count);
+  const int place = static_cast<int>(blockIdx.x) % (kBeside * a.tiles.count);
+  const int beside = min(kBeside, a.token_tiles - token_group * kBeside);
+  const int64_t token_tile = token_group * kBeside + place % beside;
   const int64_t first_token = token_tile * quantized.tile_tokens;
   int64_t first_row;
-  const Weight& weight =
-      linear.weights[weight_of_tile(linear, a.tiles, static_cast<int>(blockIdx.x % a.tiles.count), kRows, &first_row)];
+  const Weight& weight = linear.weights[weight_of_tile(linear, a.tiles, place / beside, kRows, &first_row)];
   const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * kMostStages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
@@ -76,17 +84,18 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   __syncthreads();
 
   const int count = end_chunk - first_chunk;
-  const int8_t* from = quantized.q + (token_tile * chunks + first_chunk) * kStagesOfChunk * kStageBytes;
-  const int fills = count * kStagesOfChunk;  // of stages
-  // The next chunk of activations into `stage`. One thread.
+  const int8_t* from = quantized.q + (token_tile * chunks + first_chunk) * kBatches<kFormat, kColumns, Value> * kStage;
+  int left_to_fetch = count * kBatches<kFormat, kColumns, Value>;
+  // The next activations into `stage`. One thread.
   const auto fetch = [&](int stage) {
-    arrive_and_expect(full + 8 * stage, kStageBytes);
-    copy_bulk(ring + stage * kStageBytes, from, kStageBytes, full + 8 * stage);
-    from += kStageBytes;
+    arrive_and_expect(full + 8 * stage, kStage);
+    copy_bulk(ring + stage * kStage, from, kStage, full + 8 * stage);
+    from += kStage;
+    --left_to_fetch;
   };
 
   const int64_t warp_row = first_row + warp / 4 * 64 * kRowTiles + warp % 4 * 16;  // of its first row tile
-  const uint32_t own = ring + stages * kStageBytes + warp * kAhead * kWeightStage + place_in_stage<kAligned>();
+  const uint32_t own = ring + stages * kStage + warp * kAhead * kWeightStage + place_in_stage<kAligned>();
   const uint8_t* rows[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
@@ -96,6 +105,7 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   int offset = first_chunk * kChunkBytes + lane % 4 * 16;  // of the next copy
   uint32_t copy_stage = own;
   const auto copy = [&] {
+    if constexpr (!kAligned) __syncwarp();  // lanes have read their neighbours' bytes
     if (offset < end_chunk * kChunkBytes)
 #pragma unroll
       for (int j = 0; j < 2 * kRowTiles; ++j)
@@ -107,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   uint32_t read_stage = own;
   Words<4> words[2 * kRowTiles];
   const auto read = [&] {
-    wait_for_copies<kAhead - 2>();
+    wait_for_copies<kAhead - 1>();
     if constexpr (!kAligned) __syncwarp();
 #pragma unroll
     for (int j = 0; j < 2 * kRowTiles; ++j)
@@ -116,12 +126,12 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   };
 
 #pragma unroll 1
-  for (int i = 0; i < kAhead - 1; ++i) copy();
+  for (int i = 0; i < kAhead; ++i) copy();
   wait_for_previous_kernel();
   let_next_kernel_start();
   if (threadIdx.x == 0)
-    for (int i = 0; i < stages && i < fills; ++i) fetch(i);
-  // What the sums of column threadIdx.x will need. It waits in a register where one is to spare.
+    for (int i = 0; i < stages && left_to_fetch > 0; ++i) fetch(i);
+  // What the sums of column threadIdx.x will need.
   static_assert(kColumns <= kThreads);
   float scale = 0;
   int sum = 0;
@@ -132,22 +142,17 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
       sum = quantized.sum[first_token * quantized.digits + threadIdx.x];
     }
   }
-  const auto keep_columns = [&] {
-    if (threadIdx.x < kColumns) column_scale[threadIdx.x] = scale, column_sum[threadIdx.x] = sum;
-  };
-  if constexpr (kInt8 && kRowTiles > 1) keep_columns();
 
-  const int group = warp / 4;
-  if (kTakesTurns && group == 1) pass_turn(0);
   Sum sums[kRowTiles][kColumns / 2] = {};
-  int stage = 0, phase = 0, free_stage = 0, free_phase = 0;
+  constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, Value>, kBatchWords = 4 / kBatchesOfChunk;
+  constexpr int kSteps = Layout::kPerByte * kBatchWords / (kInt8 ? 2 : 1);
+  uint32_t left[kOverlaps<kColumns> ? 2 : 1][kSteps][kRowTiles][4];
+  int stage = 0, phase = 0, last_stage = 0, free_stage = 0, free_phase = 0;
   read();
   for (int i = 0; i < count; ++i) {
-    uint64_t columns = 0;
 #pragma unroll
-    for (int batch = 0; batch < kBatches; ++batch) {
-      constexpr int kBatchWords = 4 / kBatches, kSteps = Layout::kPerByte * kBatchWords / (kInt8 ? 2 : 1);
-      uint32_t left[kSteps][kRowTiles][4];
+    for (int batch = 0; batch < kBatchesOfChunk; ++batch) {
+      auto& codes_of = left[kOverlaps<kColumns> ? batch % 2 : 0];
 #pragma unroll
       for (int j = 0; j < 2 * kRowTiles; ++j)
 #pragma unroll
@@ -158,66 +163,66 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
           for (int c = 0; c < Layout::kPerByte; ++c) {
             const int r = w * Layout::kPerByte + c;
             if constexpr (kInt8) {
-              left[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
+              codes_of[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
             } else {
-              to_pairs<Value>(codes[c], left[r][j / 2][j % 2], left[r][j / 2][2 + j % 2]);
+              to_pairs<Value>(codes[c], codes_of[r][j / 2][j % 2], codes_of[r][j / 2][2 + j % 2]);
             }
           }
         }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step)
 #pragma unroll
-        for (int j = 0; j < kRowTiles; ++j) settle(left[step][j]);
-      const bool first_of_stage = batch % kBatchesOfStage == 0, last_of_stage = (batch + 1) % kBatchesOfStage == 0;
-      if (first_of_stage) {
-        wait(full + 8 * stage, phase);
-        columns = columns_descriptor(ring + stage * kStageBytes, kColumns * 16);
-      }
-      if constexpr (kTakesTurns) take_turn(group);
+        for (int j = 0; j < kRowTiles; ++j) settle(codes_of[step][j]);
+      wait(full + 8 * stage, phase);
+      const uint64_t columns = columns_descriptor<kSwizzle>(ring + stage * kStage);
       begin_products();
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
+      for (int j = 0; j < kRowTiles; ++j)
 #pragma unroll
-        for (int j = 0; j < kRowTiles; ++j) {
+        for (int step = 0; step < kSteps; ++step) {
+          // 32 bytes further on, or eight times kColumns rows.
+          constexpr int kRowSteps = (1 << kSwizzle) / 2;
+          const uint64_t step_columns = columns + step / kRowSteps * (kColumns << kSwizzle) + step % kRowSteps * 2;
           if constexpr (kInt8) {
-            multiply_async<kColumns>(sums[j], left[step][j], columns);
+            multiply_async<kColumns>(sums[j], codes_of[step][j], step_columns);
           } else {
-            multiply_async<Value>(sums[j], left[step][j], columns);
+            multiply_async<Value>(sums[j], codes_of[step][j], step_columns);
           }
         }
-        columns += 2 * kColumns;
-        if (step == 0 || step + 1 == kSteps) end_products();
-      }
-      // Meanwhile: the next weights, and activations into the stage before, which the other warpgroup has most likely
-      // left too.
-      if (batch + 1 == kBatches) {
+      end_products();
+      // Meanwhile: the next weights, and activations into a stage that the other warpgroup has most likely left too.
+      if (batch + 1 == kBatchesOfChunk) {  // all words have become codes
         copy();
         if (i + 1 < count) read();
       }
-      const int used = i * kStagesOfChunk + batch / kBatchesOfStage;  // stages, before this one
-      if (last_of_stage && threadIdx.x == 0 && used >= 1 && used - 1 + stages < fills) {
+      const int before = i * kBatchesOfChunk + batch;  // batches
+      if (threadIdx.x == 0 && before >= (kOverlaps<kColumns> ? 2 : 1) && left_to_fetch > 0) {
         wait(empty + 8 * free_stage, free_phase);
         fetch(free_stage);
         if (++free_stage == stages) free_stage = 0, free_phase ^= 1;
       }
-      wait_for_products<1>();
-      if (kTakesTurns && (group == 0 || i + 1 < count || batch + 1 < kBatches)) pass_turn(1 - group);
-      wait_for_products<0>();
-      if (last_of_stage) {
-        if (lane == 0) arrive(empty + 8 * stage);
-        if (++stage == stages) stage = 0, phase ^= 1;
-      }
+      wait_for_products<kOverlaps<kColumns> ? 1 : 0>();
+      if (lane == 0 && (!kOverlaps<kColumns> || before > 0))
+        arrive(empty + 8 * (kOverlaps<kColumns> ? last_stage : stage));
+      last_stage = stage;
+      if (++stage == stages) stage = 0, phase ^= 1;
     }
   }
+  wait_for_products<0>();
 
   // From here on the stages are free. The sums of all blocks of the cluster meet, or those of one are written alone.
-  if constexpr (kInt8 && kRowTiles == 1) keep_columns();
+  __syncthreads();
+  constexpr int kStride = kRows + 4;  // of columns of sums: without bank conflicts
+  auto* column_scale = reinterpret_cast<float*>(shared + kStride * kColumns * sizeof(int));
+  auto* column_sum = reinterpret_cast<int*>(column_scale + kColumns);
+  if (threadIdx.x < kColumns) column_scale[threadIdx.x] = scale, column_sum[threadIdx.x] = sum;
   __syncthreads();
   const auto write_pairs = [&](auto value) {
+    const int group = warp / 4;
     const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
     stage_outputs<kFormat, kColumns, kRowTiles, decltype(value)>(a, weight, warp_row, sums, column_scale, column_sum,
                                                                  outputs);
-    asm volatile("bar.sync %0, 128;" ::"r"(3 + group) : "memory");
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
     write_outputs<kColumns, kRowTiles>(weight, first_row + group * 64 * kRowTiles, first_token, linear.m, outputs);
   };
   if constexpr (kInt8) {
@@ -235,13 +240,12 @@ __global__ void __launch_bounds__(kThreads, kColumns <= 64 ? 2 : 1) hopper_kerne
   }
 
   if constexpr (kInt8) {
-    constexpr int kStride = kRows + 4;  // of columns: without bank conflicts
     int (*partial)[kStride] = reinterpret_cast<int (*)[kStride]>(shared);
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4 * kRowTiles; ++i) {
-        const int row = group * 64 * kRowTiles + i / 4 * 64 + warp % 4 * 16 + i / 2 % 2 * 8 + lane / 4;
+        const int row = warp / 4 * 64 * kRowTiles + i / 4 * 64 + warp % 4 * 16 + i / 2 % 2 * 8 + lane / 4;
         partial[8 * j + lane % 4 * 2 + i % 2][row] = sums[i / 4][4 * j + i % 4];
       }
     const Outputs outputs = {&weight, first_row, first_token, split, column_scale, column_sum};
@@ -289,21 +293,22 @@ int splits_of(const Hopper& a, const Device& device, int resident) {
 
 template <Format kFormat, int kColumns, int kRowTiles, typename Value = int8_t>
 cudaError_t launch_kernel(Hopper a, const Device& device, bool aligned, int splits, void* stream) {
-  constexpr int kRows = 64 * kGroups * kRowTiles, kResident = kColumns <= 64 ? 2 : 1;
-  constexpr int kStageBytes = Chunk<kFormat>::kHalfSteps * kColumns * 16;
+  constexpr int kRows = 64 * kGroups * kRowTiles, kStage = kStageBytes<kFormat, kColumns, Value>;
   a.tiles = row_tiles(a.linear, kRows);
-  const int64_t tiles = a.tiles.count * token_tiles(a);
-  const int resident = tiles * splits <= blocks_at_once(device, splits, 1) ? 1 : kResident;
-  const int room = device.shared_memory / resident - kWeightBytes<kRowTiles> - 3072;
-  const int64_t fills = (a.quantized.chunks + splits - 1) / splits * (std::is_same_v<Value, int8_t> ? 1 : 2);
-  a.stages = room / kStageBytes < kMostStages ? room / kStageBytes : kMostStages;
+  a.token_tiles = static_cast<int>(token_tiles(a));
+  const int64_t blocks = static_cast<int64_t>(a.tiles.count) * a.token_tiles;
+  const int resident = blocks * splits <= blocks_at_once(device, splits, 1) ? 1 : kResident<kColumns>;
+  const int weight_bytes = aligned ? kWeightBytes<kRowTiles, true> : kWeightBytes<kRowTiles, false>;
+  const int room = device.shared_memory / resident - weight_bytes - 3072;
+  const int64_t fills = (a.quantized.chunks + splits - 1) / splits * kBatches<kFormat, kColumns, Value>;
+  a.stages = room / kStage < kMostStages ? room / kStage : kMostStages;
   if (a.stages > fills) a.stages = static_cast<int>(fills);
-  size_t shared = static_cast<size_t>(a.stages) * kStageBytes + kWeightBytes<kRowTiles>;
-  const size_t in_the_end = static_cast<size_t>(kRows + 4) * kColumns * sizeof(int);
+  size_t shared = static_cast<size_t>(a.stages) * kStage + weight_bytes;
+  const size_t in_the_end = static_cast<size_t>(kRows + 4 + 2) * kColumns * sizeof(int);
   if (shared < in_the_end) shared = in_the_end;
   const auto kernel = aligned ? hopper_kernel<kFormat, kColumns, kRowTiles, true, Value>
                               : hopper_kernel<kFormat, kColumns, kRowTiles, false, Value>;
-  return launch(kernel, dim3(static_cast<unsigned>(tiles), 1, static_cast<unsigned>(splits)), kThreads, shared, stream,
+  return launch(kernel, dim3(static_cast<unsigned>(blocks), 1, static_cast<unsigned>(splits)), kThreads, shared, stream,
                 true, splits, a);
 }
 
@@ -336,7 +341,7 @@ int hopper_columns(int64_t columns) { return columns <= 32 ? 32 : columns <= 64 
 
 int launch_hopper(const Linear& linear, const Quantized& quantized, const Device& device, void* stream) {
   const int64_t row_bytes = bytes_of_row(linear);
-  const Hopper a = {linear, quantized, {}, row_bytes, 0};
+  const Hopper a = {linear, quantized, {}, row_bytes, 0, 0};
   const bool aligned = rows_are_aligned(linear, row_bytes);
   switch (linear.format) {
     case Format::k2Bit: return launch_format<Format::k2Bit>(a, device, aligned, stream);

@@ -13,7 +13,7 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kGroups = 2, kThreads = 128 * kGroups;
-constexpr int kMostStages = 8;
+constexpr int kMostStages = 10;
 constexpr int kMostSplits = 8;
 
 struct Hopper {
@@ -22,6 +22,7 @@ struct Hopper {
   RowTiles tiles;
   int64_t row_bytes;
   int stages;  // of activations
+  int token_tiles;
 };
 
 // Bytes of a column of a warpgroup's outputs in shared memory, without bank conflicts.

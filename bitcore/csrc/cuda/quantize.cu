@@ -98,9 +98,9 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const void* x, Dtype
       for (int i = 0; i < Layout::kPerByte; ++i) {
         const int64_t r =
             static_cast<int64_t>(word / kWords) * Layout::kHalfSteps + word % kWords * Layout::kPerByte + i;
-        const int64_t place = column + d * out.token_block;
+        const int place = column + d * out.token_block;
         const int64_t offset = out.fragments ? (r / 4 * out.tile_columns + place) * 64 + t * 16 + r % 4 * 4
-                                             : (r * out.tile_columns + place) * 16 + t * 4;
+                                             : place_of(out, r, place) + t * 4;
         *reinterpret_cast<uint32_t*>(tile_q + offset) = q[d][i];
       }
       sum[d] += word_sum[d];
@@ -172,8 +172,7 @@ __global__ void __launch_bounds__(kThreads)
   const int token_of_tile = static_cast<int>(token - tile * out.tile_tokens);
   const int column = token_of_tile / out.token_block * out.token_block * kDigits + token_of_tile % out.token_block;
   const int r_stride = out.tile_columns * 16;
-  int8_t* to =
-      out.q + tile * words * Layout::kPerByte * r_stride + (out.fragments ? column * 64 + t * 16 : column * 16 + t * 4);
+  int8_t* to = out.q + tile * words * Layout::kPerByte * r_stride + (out.fragments ? column * 64 + t * 16 : t * 4);
   int sum[kDigits] = {};
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
@@ -190,7 +189,7 @@ __global__ void __launch_bounds__(kThreads)
         const int r = word * Layout::kPerByte + c;
         const int64_t offset = out.fragments
                                    ? static_cast<int64_t>(r / 4) * 4 * r_stride + r % 4 * 4 + d * out.token_block * 64
-                                   : static_cast<int64_t>(r) * r_stride + d * out.token_block * 16;
+                                   : place_of(out, r, column + d * out.token_block);
         *reinterpret_cast<uint32_t*>(to + offset) = q[d][c];
       }
   }

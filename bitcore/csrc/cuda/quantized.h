@@ -8,7 +8,7 @@ namespace bitlab::cuda {
 // Columns are int8 vectors: the tokens, or the three digits of each. A tile of columns holds whole tokens: blocks of
 // token_block tokens, once for each digit.
 struct Quantized {
-  int8_t* q;              // [tiles][chunks][half steps][tile_columns][16], or as `fragments` says
+  int8_t* q;              // [tiles][chunks][half steps][tile_columns][16], or as `fragments` or `swizzle` say
   float* scale;           // [m]
   int32_t* sum;           // [m * digits][groups], of q
   uint32_t* absmax_bits;  // [1], of the whole input; per_tensor alone
@@ -18,10 +18,21 @@ struct Quantized {
   int token_block;
   bool fragments;  // [tiles][chunks][half steps / 4][tile_columns][t][half step % 4][4]: what a lane needs, together
   bool floating;   // q holds x itself, [tiles][chunks][half steps][2][tile_columns][t][2] values of two bytes
+  int swizzle;     // 2 ** swizzle half steps of a column lie together: 0, or 1..3 for 32, 64, 128 bytes, see place_of
   int words;       // of one lane in a chunk: `kWords` of fragments.cuh
   int64_t chunks;
   int64_t groups;  // 1 or those of the weight scale
 };
+
+#ifdef __CUDACC__
+// Where half step r of a column lies in its tile, in bytes. Among eight columns the pieces of 16 bytes are exchanged so
+// that the tensor cores read the same piece of all eight from different banks (the "swizzle" of wgmma's matrix
+// descriptor, PTX ISA).
+__device__ __forceinline__ int64_t place_of(const Quantized& quantized, int64_t r, int column) {
+  const int log = quantized.swizzle, piece = (static_cast<int>(r) ^ column >> (3 - log)) & ((1 << log) - 1);
+  return ((((r >> log) * quantized.tile_columns + column) << log) + piece) * 16;
+}
+#endif
 
 // Writes x as it is in the order of `floating`. cudaError_t.
 int launch_arrange(const Linear& linear, const Quantized& quantized, void* stream);

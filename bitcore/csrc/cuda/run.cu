@@ -62,9 +62,11 @@ Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t*
     result.floating = true;
     result.token_block = 1;
     result.tile_columns = result.tile_tokens = 128;
+    result.swizzle = hopper_swizzle(linear.format);
   } else if (path == Path::kHopper) {
     result.token_block = 1;
     result.tile_columns = hopper_columns(linear.m * result.digits);
+    result.swizzle = hopper_swizzle(linear.format);
     result.tile_tokens = result.tile_columns / result.digits;
   } else {
     result.token_block = 8;

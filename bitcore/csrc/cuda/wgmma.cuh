@@ -26,11 +26,12 @@ __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
 
-// A matrix of columns in shared memory made of core matrices of 8 columns x 16 bytes, without swizzle: those of
-// neighbouring columns follow each other, those of the next 16 bytes of K are `k_stride` bytes away.
-__device__ __forceinline__ uint64_t columns_descriptor(uint32_t address, uint32_t k_stride) {
-  const uint64_t leading = k_stride >> 4, stride = 128 >> 4;
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading << 16 | stride << 32;
+// Columns in shared memory, swizzled (place_of in quantized.h): rows of 16 << kSwizzle bytes of K, eight of them
+// together. The start of a matrix, 32 bytes of K wide, may lie inside of the rows.
+template <int kSwizzle>
+__device__ __forceinline__ uint64_t columns_descriptor(uint32_t address) {
+  const uint64_t mode = 4 - kSwizzle, eight_rows = 128 << kSwizzle;
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | uint64_t{1} << 16 | eight_rows >> 4 << 32 | mode << 62;
 }
 
 // sums [64 rows, kColumns] += codes u8 [64, 32] * activations s8 [32, kColumns] modulo 2**32, by a warpgroup. `codes`
