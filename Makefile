@@ -3,6 +3,7 @@
 # make bench   measure the layers against PyTorch's
 # make check   lint and types
 # make test-core, test-neon    the kernels' own C++ test: here with sanitizers; for Arm under qemu
+# make test-triton    run the Triton kernels on the CPU, by Triton's interpreter
 # make test-gpu    on a machine with a GPU and its own torch: build the CUDA kernels in place, and test them
 # make compile-cuda    compile the CUDA kernels for all architectures; needs nvcc, no GPU
 # make clean   remove the environment and everything built
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-core test-neon test-gpu compile-cuda bench check lint types clean
+.PHONY: demo test test-core test-neon test-triton test-gpu compile-cuda bench check lint types clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits_mlp.py
@@ -29,9 +30,16 @@ test-neon:
 	$(NEON) --runner "qemu-aarch64 -cpu neoverse-n1" neon neon_dotprod portable
 	$(NEON) --runner "qemu-aarch64 -cpu cortex-a53" neon portable
 
+# Not all of tests/kernels: a kernel is compiled for every class of sizes, or interpreted.
+TRITON_TESTS = tests/triton/test_products.py tests/kernels/test_match_reference.py \
+  -k "test_products or triton and (any_shape or nan_and_inf or strides or empty)"
+test-triton: .venv/ready
+	TRITON_INTERPRET=1 BITLAB_REQUIRED_KERNELS=triton $(BIN)/python -m pytest $(TRITON_TESTS)
+
 test-gpu:
 	BUILD_CUDA_EXTENSIONS=1 $(PYTHON) build_extensions.py
-	PYTHONPATH=.:$$PYTHONPATH BITLAB_REQUIRED_KERNELS=cuda $(PYTHON) -m pytest tests/gpu tests/kernels
+	PYTHONPATH=.:$$PYTHONPATH BITLAB_REQUIRED_KERNELS=cuda $(PYTHON) -m pytest tests/gpu tests/kernels -k "not triton"
+	PYTHONPATH=.:$$PYTHONPATH BITLAB_REQUIRED_KERNELS=triton $(PYTHON) -m pytest $(TRITON_TESTS)
 
 compile-cuda: .venv/ready
 	BUILD_CUDA_EXTENSIONS=1 $(BIN)/python build_extensions.py

@@ -52,6 +52,7 @@ class BitKernelBase(ABC):
     name: ClassVar[str]  # both set by @KernelRegistry.register
     priority: ClassVar[int]
     has_cpp_backend: ClassVar[bool] = False
+    why_this_place: ClassVar[str] = ""  # in the order of kernels, for `explain`: what was measured
     device_types: ClassVar[frozenset[str] | None] = None
     weight_dtypes: ClassVar[frozenset[str] | None] = None
     weight_granularities: ClassVar[frozenset[str] | None] = None

@@ -175,7 +175,9 @@ class KernelRegistry:
             if verdict is None:
                 may_serve = forced is None or decision.kernel.name == forced
                 verdict = "chosen" if chosen is None and may_serve else "usable"
-                chosen = decision.kernel if verdict == "chosen" else chosen
+                if decision.kernel.why_this_place:
+                    verdict += f": {decision.kernel.why_this_place}"
+                chosen = decision.kernel if verdict.startswith("chosen") else chosen
             rows.append((decision.kernel.name, str(decision.kernel.priority), verdict))
         rows += [(f"plugin {name}", "", f"failed: {reason}") for name, reason in cls._failed_plugins.items()]
         width = max((len(name) for name, _, _ in rows), default=0)

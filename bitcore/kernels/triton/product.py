@@ -1,0 +1,207 @@
+"""The product of arranged activations (arrange.py) and packed weights on tensor cores, the weights as left operand.
+
+A program has a tile [FEATURES, TOKENS] of outputs. Its weights go from memory through a pipeline in shared memory to
+registers, become codes there (weights.py) and enter the tensor cores from there: they are never stored decoded.
+
+For few tokens a tile has little to do and there are few tiles. So a program walks SLICES parts of K side by side, a
+warp or two each, and adds up their sums at the end: all of the GPU keeps reading, and the order of int32 sums is free.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
+
+from bitcore.kernels.triton.weights import four_planes, planes, two_planes
+
+TILES_BESIDE = tl.constexpr(8)  # tiles of tokens that are computed together, so that their weights are read once
+
+
+@triton.jit(do_not_specialize=["tokens", "groups"])
+def product_kernel(
+    q,
+    packed,
+    y,
+    scales,
+    sums,
+    weight_scale,
+    zero_point,
+    bias,
+    tokens,
+    out_features,
+    row_bytes,
+    slice_bytes,
+    width,
+    groups,
+    group_bytes,
+    PER_BYTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    GRANULARITY: tl.constexpr,
+    UNMASKED: tl.constexpr,
+    PTX: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TOKENS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    SLICES: tl.constexpr,
+    BYTES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """y [tokens, out_features] = (q @ (codes - OFFSET - zero_point).T), scaled, + bias; zero_point, bias may be None.
+
+    q [tokens, width], int8 with scales and sums [tokens] where QUANTIZED; packed [out_features, row_bytes];
+    weight_scale and zero_point [1], [out_features] or [out_features, groups] by GRANULARITY. UNMASKED: row_bytes is a
+    multiple of SLICES * BYTES. per_group: SLICES is 1.
+    """
+    token_tiles, feature_tiles = tl.cdiv(tokens, TOKENS), tl.cdiv(out_features, FEATURES)
+    program = tl.program_id(0)
+    token_tile, feature_tile = tl.swizzle2d(
+        program // feature_tiles, program % feature_tiles, token_tiles, feature_tiles, TILES_BESIDE
+    )
+    first_token, first_feature = token_tile * TOKENS, feature_tile * FEATURES
+    token, feature = first_token + tl.arange(0, TOKENS), first_feature + tl.arange(0, FEATURES)
+    inside = (feature < out_features)[:, None] & (token < tokens)[None, :]
+    at = token.to(tl.int64)[None, :] * out_features + feature[:, None]
+    token, feature = tl.minimum(token, tokens - 1), tl.minimum(feature, out_features - 1)
+    if OVERLAP:
+        if SLICES > 1:
+            _prefetch(packed, first_feature, out_features, row_bytes, slice_bytes, FEATURES, SLICES)
+        gdc_wait()
+    if GRANULARITY == "per_group":
+        total = tl.zeros((FEATURES, TOKENS), tl.float32)
+        for group in range(groups):
+            offset = _offset(zero_point, feature * groups + group, OFFSET)
+            first, end = group * group_bytes, tl.minimum((group + 1) * group_bytes, row_bytes)
+            product = _product(
+                q, packed, first_token, first_feature, first, end,
+                tokens, out_features, row_bytes, slice_bytes, width, offset,
+                PER_BYTE, BLOCK, True, False, PTX, TOKENS, FEATURES, SLICES, BYTES, STAGES,
+            )  # fmt: skip
+            total += product.to(tl.float32) * tl.load(weight_scale + feature * groups + group)[:, None]
+        if QUANTIZED:
+            total *= tl.load(scales + token)[None, :]
+    else:
+        scale_at = feature * 0 if GRANULARITY == "per_tensor" else feature
+        offset = _offset(zero_point, scale_at, OFFSET)
+        product = _product(
+            q, packed, first_token, first_feature, 0, slice_bytes,
+            tokens, out_features, row_bytes, slice_bytes, width, offset,
+            PER_BYTE, BLOCK, not QUANTIZED, UNMASKED, PTX, TOKENS, FEATURES, SLICES, BYTES, STAGES,
+        )  # fmt: skip
+        scale = tl.load(weight_scale + scale_at)[:, None]
+        if QUANTIZED:
+            product -= offset.to(tl.int32)[:, None] * tl.load(sums + token)[None, :]
+            scale = tl.load(scales + token)[None, :] * scale
+        total = product.to(tl.float32) * scale
+    if bias is not None:
+        total += tl.load(bias + feature)[:, None].to(tl.float32)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _prefetch(
+    packed, first_feature, out_features, row_bytes, slice_bytes, FEATURES: tl.constexpr, SLICES: tl.constexpr
+):
+    """Asks for the tile's weights while the activations are still being quantized; they may not be read before that."""
+    row = tl.arange(0, SLICES * FEATURES)
+    feature = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
+    at = (packed + feature * row_bytes + row // FEATURES * slice_bytes).to(tl.int64, bitcast=True)
+    for line in range(0, slice_bytes, 128):
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at + line], tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def _offset(zero_point, at, OFFSET: tl.constexpr):
+    """int8: what the codes of each feature lie above their values."""
+    if zero_point is None:
+        return (at * 0 + OFFSET).to(tl.int8)
+    else:
+        return tl.load(zero_point + at) + OFFSET
+
+
+@triton.jit
+def _product(
+    q,
+    packed,
+    first_token,
+    first_feature,
+    first_byte,
+    end,
+    tokens,
+    out_features,
+    row_bytes,
+    slice_bytes,
+    width,
+    offset,
+    PER_BYTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CENTERED: tl.constexpr,
+    UNMASKED: tl.constexpr,
+    PTX: tl.constexpr,
+    TOKENS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    SLICES: tl.constexpr,
+    BYTES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """[FEATURES, TOKENS]: q times the codes (CENTERED: codes - offset) of bytes first_byte..end of every slice."""
+    QUANTIZED: tl.constexpr = q.dtype.element_ty == tl.int8
+    PLANES: tl.constexpr = 4 if PER_BYTE == 5 else PER_BYTE  # in the first operand
+    # A tile that is cut off computes its last row again, rather than to mask every load of it.
+    row = tl.arange(0, SLICES * FEATURES)
+    feature = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
+    weight_slice = row // FEATURES * slice_bytes
+    byte = tl.arange(0, BYTES)[None, :]
+    packed += (feature * row_bytes + weight_slice)[:, None] + byte
+    weight_end = tl.minimum(row_bytes - weight_slice, end)[:, None]
+    row = tl.arange(0, SLICES * TOKENS)
+    token = tl.minimum(first_token + row % TOKENS, tokens - 1).to(tl.int64)
+    token_slice = row // TOKENS * slice_bytes
+    token_end = tl.minimum(row_bytes - token_slice, end)[:, None]
+    q += (token * width + token_slice * PER_BYTE)[:, None]
+    k = tl.arange(0, PLANES * BYTES)[None, :]
+    byte_of_k = k // (PLANES * BLOCK) * BLOCK + k % BLOCK
+    if PER_BYTE == 5:  # the fifth plane of every block is the second operand's
+        k += k // (4 * BLOCK) * BLOCK
+        k_of_fifth = byte // BLOCK * (5 * BLOCK) + 4 * BLOCK + byte % BLOCK
+
+    total = tl.zeros((SLICES, FEATURES, TOKENS), tl.int32 if QUANTIZED else tl.float32)
+    if SLICES == 1:
+        total = tl.reshape(total, (FEATURES, TOKENS))
+    for at in tl.range(first_byte, end, BYTES, num_stages=STAGES):
+        if UNMASKED:
+            codes = planes(tl.load(packed + at), PER_BYTE, PTX)
+            x = tl.load(q + at * PER_BYTE + k)
+        else:
+            codes = planes(tl.load(packed + at, mask=at + byte < weight_end, other=0), PER_BYTE, PTX)
+            x = tl.load(q + at * PER_BYTE + k, mask=at + byte_of_k < token_end, other=0)
+        if PER_BYTE == 2:
+            weights = two_planes(codes[0], codes[1], BLOCK)
+        else:
+            weights = four_planes(codes[0], codes[1], codes[2], codes[3], BLOCK)
+        total = _multiply(weights, x, total, offset, CENTERED, SLICES)
+        if PER_BYTE == 5:
+            if UNMASKED:
+                x = tl.load(q + at * PER_BYTE + k_of_fifth)
+            else:
+                x = tl.load(q + at * PER_BYTE + k_of_fifth, mask=at + byte < token_end, other=0)
+            total = _multiply(codes[4], x, total, offset, CENTERED, SLICES)
+    return total if SLICES == 1 else tl.sum(total, 0)
+
+
+@triton.jit
+def _multiply(weights, x, total, offset, CENTERED: tl.constexpr, SLICES: tl.constexpr):
+    """`total` [.., FEATURES, TOKENS] plus weights [SLICES * FEATURES, k] times x [SLICES * TOKENS, k]."""
+    if SLICES == 1:
+        if CENTERED:
+            weights -= offset[:, None]
+    else:
+        weights = tl.reshape(weights, (SLICES, weights.shape[0] // SLICES, weights.shape[1]))
+        if CENTERED:
+            weights -= offset[None, :, None]
+        x = tl.reshape(x, (SLICES, x.shape[0] // SLICES, x.shape[1]))
+    weights = weights.to(x.dtype)
+    x = tl.trans(x) if SLICES == 1 else tl.permute(x, (0, 2, 1))
+    return tl.dot(weights, x, total, out_dtype=total.dtype, input_precision="ieee")

@@ -1,0 +1,124 @@
+"""Packed weights in registers: bytes of one row to the codes that they hold, in the order of the activations.
+
+The codes of a byte go to planes: plane j holds the j-th code of every byte, so a shift and a mask of a whole register
+make it. A tensor core does not care about the order of K as long as both sides agree. The activations (quantize.py)
+therefore lie in blocks of BLOCK bytes' weights, inside a block plane after plane:
+
+    bytes         b0        b1        b2 ...            codes of b0 are u0 u1 u2 u3, of b1 u4 u5 u6 u7, ...
+    order of K    u0 u4 u8 ... | u1 u5 u9 ... | u2 u6 u10 ... | u3 u7 u11 ...        next block ...
+
+2bit has 4 planes, int4 2. base3 has 5, no power of two: 4 of them are one operand of the tensor cores, the fifth
+another.
+Codes are the unsigned ones of bitcore.packing: 0..2 with 1 for zero, 0..15 with 8 for zero.
+"""
+
+import triton
+import triton.language as tl
+
+# Four bytes a register on NVIDIA: 2 instructions for 4 codes of 2bit and int4, 5 of base3.
+_TWO_BIT = tl.constexpr(
+    "{.reg .b32 s; and.b32 $0, $4, 0x03030303; shr.b32 s, $4, 2; and.b32 $1, s, 0x03030303; "
+    "shr.b32 s, $4, 4; and.b32 $2, s, 0x03030303; shr.b32 s, $4, 6; and.b32 $3, s, 0x03030303;}"
+)
+_INT4 = tl.constexpr("{.reg .b32 s; and.b32 $0, $2, 0x0f0f0f0f; shr.b32 s, $2, 4; and.b32 $1, s, 0x0f0f0f0f;}")
+# base3: a digit is the high byte of rest * 3, so even and odd bytes go to halves of 16 bits.
+_DIGIT = "mul.lo.u32 e, e, 3; mul.lo.u32 o, o, 3; prmt.b32 ${}, e, o, 0x7351; "
+_REST = "and.b32 e, e, 0x00ff00ff; and.b32 o, o, 0x00ff00ff; "
+_BASE3 = tl.constexpr(
+    "{.reg .b32 e, o; and.b32 e, $5, 0x00ff00ff; shr.b32 o, $5, 8; and.b32 o, o, 0x00ff00ff; "
+    + _REST.join(_DIGIT.format(digit) for digit in range(5))
+    + "}"
+)
+
+
+@triton.jit
+def planes(packed, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
+    """The codes of `packed`, uint8 of any shape: PER_BYTE int8 tensors of its shape. PTX: for NVIDIA GPUs."""
+    if PER_BYTE == 4:
+        if PTX:
+            return tl.inline_asm_elementwise(
+                _TWO_BIT, "=&r,=&r,=&r,=&r,r", [packed], (tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4
+            )
+        return (
+            (packed & 3).to(tl.int8),
+            ((packed >> 2) & 3).to(tl.int8),
+            ((packed >> 4) & 3).to(tl.int8),
+            (packed >> 6).to(tl.int8),
+        )
+    elif PER_BYTE == 2:
+        if PTX:
+            return tl.inline_asm_elementwise(_INT4, "=&r,=&r,r", [packed], (tl.int8, tl.int8), is_pure=True, pack=4)
+        return (packed & 15).to(tl.int8), (packed >> 4).to(tl.int8)
+    else:
+        if PTX:
+            return tl.inline_asm_elementwise(
+                _BASE3,
+                "=&r,=&r,=&r,=&r,=&r,r",
+                [packed],
+                (tl.int8, tl.int8, tl.int8, tl.int8, tl.int8),
+                is_pure=True,
+                pack=4,
+            )
+        rest0 = packed.to(tl.int16) * 3
+        rest1 = (rest0 & 255) * 3
+        rest2 = (rest1 & 255) * 3
+        rest3 = (rest2 & 255) * 3
+        rest4 = (rest3 & 255) * 3
+        return (
+            (rest0 >> 8).to(tl.int8),
+            (rest1 >> 8).to(tl.int8),
+            (rest2 >> 8).to(tl.int8),
+            (rest3 >> 8).to(tl.int8),
+            (rest4 >> 8).to(tl.int8),
+        )
+
+
+@triton.jit
+def word_planes(words, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
+    """The codes of int32 `words` of four packed bytes each: PER_BYTE int32 tensors of four codes."""
+    if PER_BYTE == 4:
+        return (words & 0x03030303, (words >> 2) & 0x03030303, (words >> 4) & 0x03030303, (words >> 6) & 0x03030303)
+    elif PER_BYTE == 2:
+        return (words & 0x0F0F0F0F, (words >> 4) & 0x0F0F0F0F)
+    elif PTX:
+        return tl.inline_asm_elementwise(
+            _BASE3,
+            "=&r,=&r,=&r,=&r,=&r,r",
+            [words],
+            (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        even, odd = words & 0x00FF00FF, (words >> 8) & 0x00FF00FF
+        even0, odd0 = even * 3, odd * 3
+        even1, odd1 = (even0 & 0x00FF00FF) * 3, (odd0 & 0x00FF00FF) * 3
+        even2, odd2 = (even1 & 0x00FF00FF) * 3, (odd1 & 0x00FF00FF) * 3
+        even3, odd3 = (even2 & 0x00FF00FF) * 3, (odd2 & 0x00FF00FF) * 3
+        even4, odd4 = (even3 & 0x00FF00FF) * 3, (odd3 & 0x00FF00FF) * 3
+        return (
+            ((even0 >> 8) & 0x00FF00FF) | (odd0 & 0x03000300),
+            ((even1 >> 8) & 0x00FF00FF) | (odd1 & 0x03000300),
+            ((even2 >> 8) & 0x00FF00FF) | (odd2 & 0x03000300),
+            ((even3 >> 8) & 0x00FF00FF) | (odd3 & 0x03000300),
+            ((even4 >> 8) & 0x00FF00FF) | (odd4 & 0x03000300),
+        )
+
+
+@triton.jit
+def four_planes(p0, p1, p2, p3, BLOCK: tl.constexpr):
+    """Four planes [rows, bytes] as one operand [rows, 4 * bytes], plane after plane in every block."""
+    ROWS: tl.constexpr = p0.shape[0]
+    BYTES: tl.constexpr = p0.shape[1]
+    joined = tl.join(tl.join(p0, p2), tl.join(p1, p3))  # [rows, bytes, 2, 2] with plane = 2 * third + fourth index
+    blocks = tl.reshape(joined, (ROWS, BYTES // BLOCK, BLOCK, 4))
+    return tl.reshape(tl.permute(blocks, (0, 1, 3, 2)), (ROWS, 4 * BYTES))
+
+
+@triton.jit
+def two_planes(p0, p1, BLOCK: tl.constexpr):
+    """Two planes [rows, bytes] as one operand [rows, 2 * bytes]."""
+    ROWS: tl.constexpr = p0.shape[0]
+    BYTES: tl.constexpr = p0.shape[1]
+    blocks = tl.reshape(tl.join(p0, p1), (ROWS, BYTES // BLOCK, BLOCK, 2))
+    return tl.reshape(tl.permute(blocks, (0, 1, 3, 2)), (ROWS, 2 * BYTES))

@@ -1,0 +1,103 @@
+"""The kernels compile for GPUs that are not here: no launch, so no GPU is needed."""
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from bitcore.kernels.triton import INTERPRETED  # noqa: E402
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+TARGETS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)]
+SIZES = (
+    "tokens",
+    "out_features",
+    "in_features",
+    "row_bytes",
+    "slice_bytes",
+    "width",
+    "groups",
+    "group_bytes",
+    "row_words",
+)
+STRIDES = ("token_stride", "feature_stride")
+POINTERS = {
+    "x": "*bf16", "q": "*i8", "y": "*bf16", "packed": "*u8", "scales": "*fp32", "sums": "*i32", "weight_scale": "*fp32",
+    "zero_point": "*i8", "bias": "*bf16", "largest_magnitudes": "*fp32",
+}  # fmt: skip
+
+
+def compiled(kernel: object, target: GPUTarget, constants: dict[str, object], **pointers: str) -> dict[str, str]:
+    types = {
+        **POINTERS,
+        **pointers,
+        **dict.fromkeys((*SIZES, *STRIDES), "i32"),
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    names = kernel.arg_names
+    signature = {name: types[name] for name in names}
+    places = {(names.index(name),): value for name, value in constants.items()}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name in names
+        if signature[name] != "constexpr" and name not in ("tokens", "groups")
+    }
+    return triton.compile(ASTSource(kernel, signature, places, aligned), target=target, options={"num_warps": 4}).asm
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("per_byte", [4, 5, 2])
+def test_products_compile(target: GPUTarget, per_byte: int) -> None:
+    from bitcore.kernels.triton.product import product_kernel
+
+    nvidia = target.backend == "cuda"
+    constants = {
+        "PER_BYTE": per_byte,
+        "BLOCK": 32,
+        "OFFSET": 1,
+        "QUANTIZED": True,
+        "GRANULARITY": "per_channel",
+        "UNMASKED": True,
+        "PTX": nvidia,
+        "OVERLAP": nvidia and target.arch >= 90,
+        "TOKENS": 64,
+        "FEATURES": 64,
+        "SLICES": 1,
+        "BYTES": 32,
+        "STAGES": 2,
+        "zero_point": None,
+        "bias": None,
+    }
+    code = compiled(product_kernel, target, constants)
+    if nvidia:  # int8 tensor cores, and on Hopper with the decoded weights from registers
+        assert ("wgmma.mma_async" if target.arch >= 90 else "mma.sync") in code["ptx"]
+        assert ".s8" in code["ptx"]
+    else:
+        assert "mfma_i32" in code["amdgcn"]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
+def test_the_other_kernels_compile(target: GPUTarget) -> None:
+    from bitcore.kernels.triton.arrange import arrange_kernel
+    from bitcore.kernels.triton.gemv import gemv_kernel
+
+    nvidia = target.backend == "cuda"
+    constants = {
+        "PER_BYTE": 4,
+        "OFFSET": 1,
+        "ONE_SCALE": True,
+        "PTX": nvidia,
+        "FEATURES": 4,
+        "WORDS": 256,
+        "zero_point": None,
+    }
+    code = compiled(gemv_kernel, target, constants, packed="*i32")
+    if nvidia:
+        assert "dp4a.u32.s32" in code["ptx"]
+    constants = {
+        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "QUANTIZE": True, "PER_TENSOR": True, "OVERLAP": False,
+    }  # fmt: skip
+    assert compiled(arrange_kernel, target, constants)

@@ -1,0 +1,101 @@
+"""Every kind of tile against the reference, bit for bit: on a GPU, or on the CPU with TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+
+from bitcore import BitQuantConfig
+from bitcore.kernels.compiled import operator_mode
+from bitcore.kernels.reference import ReferenceKernel
+from bitcore.kernels.triton import INTERPRETED, TritonKernel
+from bitcore.packed_weight import PackedWeight
+
+REASON = TritonKernel.unavailable_reason()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"{REASON}; `make test-triton` runs it on the CPU")
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+PER_GROUP = {"weight_granularity": "per_group"}
+WHOLE_ROWS = [
+    BitQuantConfig(),
+    BitQuantConfig(weight_granularity="per_channel", activation_granularity="per_tensor"),
+    BitQuantConfig(storage_format="base3", weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_channel"),
+]
+GROUPED = [
+    BitQuantConfig(group_size=32, **PER_GROUP),
+    BitQuantConfig(group_size=128, **PER_GROUP),
+    BitQuantConfig(storage_format="base3", group_size=160, **PER_GROUP),
+    BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", group_size=96, **PER_GROUP),
+]
+# (tokens, features, slices, bytes, warps, stages): one slice and more, tiles wider and narrower than what is computed
+TILES = [(8, 16, 4, 64, 4, 3), (16, 32, 2, 128, 4, 3), (64, 64, 1, 32, 4, 3), (128, 128, 1, 64, 4, 3)]
+
+
+def random_weight(rows: int, columns: int, config: BitQuantConfig) -> PackedWeight:
+    return PackedWeight.from_float(torch.randn(rows, columns, device=DEVICE), config)
+
+
+def check(config: BitQuantConfig, rows: int, weight: PackedWeight, tile: object, dtype: torch.dtype) -> None:
+    from bitcore.kernels.triton.launch import Call, launch
+    from bitcore.kernels.triton.operator import read_mode
+
+    out_features = weight.packed.shape[0]
+    x = torch.randn(rows, weight.in_features, device=DEVICE).to(dtype)
+    x[rows // 2, -1] = torch.inf
+    bias = torch.randn(out_features, device=DEVICE)
+    y = x.new_full((rows, out_features), 7.0)
+    mode = read_mode(operator_mode(config))
+    launch(Call(x, weight.packed, weight.scale, weight.zero_point, bias, y, *mode), tile)
+    expected = ReferenceKernel(config).linear(x, weight, bias)
+    assert ((y == expected) | (y.isnan() & expected.isnan())).all()
+
+
+@pytest.mark.parametrize("config", WHOLE_ROWS, ids=str)
+@pytest.mark.parametrize("sizes", TILES, ids=str)
+def test_tiles_of_whole_rows(config: BitQuantConfig, sizes: tuple[int, ...]) -> None:
+    from bitcore.kernels.triton.tiles import Tile
+
+    for rows, out_features, in_features in ((1, 17, 2560), (19, 130, 321), (130, 70, 640)):
+        check(config, rows, random_weight(out_features, in_features, config), Tile(*sizes), torch.float32)
+
+
+@pytest.mark.parametrize("config", GROUPED, ids=str)
+def test_groups(config: BitQuantConfig) -> None:
+    from bitcore.kernels.triton.tiles import Tile
+
+    for rows, out_features, in_features in ((1, 17, 640), (19, 130, 321)):
+        check(config, rows, random_weight(out_features, in_features, config), Tile(32, 64, 1, 32, 4, 3), torch.float16)
+
+
+@pytest.mark.parametrize("config", WHOLE_ROWS, ids=str)
+@pytest.mark.parametrize("sizes", [(4, 4, 2), (32, 8, 1)], ids=str)
+def test_one_token_in_one_launch(config: BitQuantConfig, sizes: tuple[int, ...]) -> None:
+    from bitcore.kernels.triton.tiles import GemvTile
+
+    for out_features, in_features in ((1, 640), (70, 320), (300, 957)):  # 957: words that are not full
+        weight = random_weight(out_features, in_features, config)
+        if weight.packed.shape[1] % 4 == 0:
+            check(config, 1, weight, GemvTile(*sizes), torch.float32)
+
+
+@pytest.mark.parametrize("storage_format", ["2bit", "base3", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_floating_point_activations(storage_format: str, dtype: torch.dtype) -> None:
+    weights = {"weight_dtype": "int4"} if storage_format == "int4" else {"storage_format": storage_format}
+    config = BitQuantConfig(activation_dtype="float32", weight_granularity="per_channel", **weights)
+    weight = random_weight(70, 645, config)
+    for rows in (1, 19, 70):
+        x = torch.randn(rows, 645, device=DEVICE).to(dtype)
+        y = TritonKernel(config).linear(x, weight)
+        weights = weight.values(config).double() * weight.scale.double().unsqueeze(1)
+        exact, magnitude = x.double() @ weights.T, x.double().abs() @ weights.abs().T
+        tolerance = 2**-11 * exact.abs() + 2**-22 * magnitude if dtype == torch.float16 else 2**-22 * magnitude
+        assert ((y.double() - exact).abs() <= tolerance).all()
+
+
+def test_extreme_values_do_not_saturate() -> None:
+    config = BitQuantConfig()
+    for rows in (1, 5):
+        for sign in (-1.0, 1.0):
+            weight = PackedWeight.from_float(torch.full((3, 8192), sign, device=DEVICE), config)
+            x = torch.full((rows, 8192), 3.7, device=DEVICE)
+            assert torch.equal(TritonKernel(config).linear(x, weight), ReferenceKernel(config).linear(x, weight))

@@ -1,0 +1,79 @@
+"""Which tile is chosen: tables are read, never made, and a broken one says so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from bitcore.kernels.triton import tiles
+from bitcore.kernels.triton.tiles import GemvTile, Tile, TunedRow
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiles.tuned_rows.cache_clear()
+    tiles.choose_tile.cache_clear()
+    yield tiles.own_folder()
+    tiles.tuned_rows.cache_clear()
+    tiles.choose_tile.cache_clear()
+
+
+def row(tokens: int, out_features: int, in_features: int, tile: Tile | GemvTile) -> TunedRow:
+    return TunedRow(
+        storage_format="2bit",
+        activations="int8",
+        tokens=tokens,
+        out_features=out_features,
+        in_features=in_features,
+        tile=tile,
+        microseconds=1.0,
+    )
+
+
+def test_the_nearest_shape_of_the_token_class_is_taken(own_folder: Path) -> None:
+    small, large, gemv = Tile(8, 16, 4, 64, 4, 3), Tile(8, 64, 1, 64, 4, 3), GemvTile(8, 4, 2)
+    rows = [row(8, 1024, 1024, small), row(8, 16384, 4096, large), row(1, 1024, 1024, gemv)]
+    tiles.write_rows(own_folder / tiles.table_name("Some GPU"), rows)
+    assert tiles.tuned_rows("Some GPU") == tuple(rows)
+    assert tiles.choose_tile("Some GPU", "2bit", "int8", 8, 2000, 2000, False) == small
+    assert tiles.choose_tile("Some GPU", "2bit", "int8", 8, 9000, 4096, False) == large
+    assert tiles.choose_tile("Some GPU", "2bit", "int8", 1, 9000, 4096, True) == gemv
+    # Without a row that can serve, the default.
+    assert tiles.choose_tile("Some GPU", "2bit", "int8", 1, 9000, 4096, False) == tiles.default_tile("int8", 1)
+    assert tiles.choose_tile("Other GPU", "2bit", "int8", 8, 9000, 4096, False) == tiles.default_tile("int8", 8)
+
+
+def test_token_classes_serve_all_numbers() -> None:
+    assert [tiles.token_class(tokens) for tokens in (1, 2, 8, 9, 64, 65, 4096, 10**6)] == [
+        1,
+        8,
+        8,
+        16,
+        64,
+        256,
+        4096,
+        4096,
+    ]
+
+
+def test_a_broken_table_is_an_error(own_folder: Path) -> None:
+    path = own_folder / tiles.table_name("Some GPU")
+    path.parent.mkdir(parents=True)
+    path.write_text('[{"storage_format": "3bit"}]')
+    with pytest.raises(ValidationError, match="storage_format"):
+        tiles.choose_tile("Some GPU", "2bit", "int8", 8, 64, 64, False)
+
+
+def test_shipped_tables_are_whole() -> None:
+    paths = list(tiles.SHIPPED.glob("*.json"))
+    assert paths
+    for path in paths:
+        rows = tiles.ROWS.validate_json(path.read_bytes())
+        assert {row.tokens for row in rows if row.storage_format == "2bit"} == set(tiles.TOKEN_CLASSES)
+        for row in rows:
+            if isinstance(row.tile, Tile):
+                assert row.tile.bytes % 32 == 0
