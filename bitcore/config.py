@@ -12,6 +12,8 @@ WeightQuantizer = Literal["absmean", "absmedian", "threshold", "absmax", "minmax
 ActivationDtype = Literal["int8", "float32"]
 ActivationGranularity = Literal["per_token", "per_tensor"]
 StorageFormat = Literal["2bit", "base3"]
+ScaleDtype = Literal["float32", "bfloat16", "float16"]
+StraightThroughEstimator = Literal["identity", "clipped"]
 
 QUANTIZERS_OF = {"ternary": ("absmean", "absmedian", "threshold"), "int4": ("absmax", "minmax")}
 
@@ -39,6 +41,12 @@ class BitQuantConfig(BaseModel):
     activation_dtype: ActivationDtype = Field(default="int8", description="float32 leaves activations as they come")
     activation_granularity: ActivationGranularity = "per_token"
     storage_format: StorageFormat = Field(default="2bit", description="of ternary weights; int4 has one format")
+    weight_scale_dtype: ScaleDtype = Field(
+        default="float32", description="what weight scales are rounded to, for checkpoints that store them so"
+    )
+    ste: StraightThroughEstimator = Field(
+        default="identity", description="clipped: no gradient to weights beyond the quantized range; training alone"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +106,10 @@ class BitQuantConfig(BaseModel):
         )
         weights = f"{self.weight_dtype} {granularity} {self.weight_quantizer} weights"
         storage = f" in {self.storage_format}" if self.weight_dtype == "ternary" else ""
+        if self.weight_scale_dtype != "float32":
+            storage += f" with {self.weight_scale_dtype} scales"
+        if self.ste == "clipped":
+            storage += ", clipped STE"
         if self.activation_dtype == "float32":
             return f"{weights}{storage}, floating-point activations"
         return f"{weights}{storage}, {self.activation_dtype} {self.activation_granularity} activations"

@@ -28,11 +28,13 @@ class PackedWeight(NamedTuple):
         """Quantizes and packs `weight` [N, K].
 
         Raises:
-            QuantizationError: a weight is NaN or infinite.
+            QuantizationError: a weight is NaN or infinite, or so large that its scale is.
         """
         with torch.no_grad():
             check_finite("weight", weight)
-            return cls.from_quantized(quantizer_for(config).quantize_weight(weight.detach()), config)
+            quantized = quantizer_for(config).quantize_weight(weight.detach())
+            check_finite("weight_scale", quantized.scale)
+            return cls.from_quantized(quantized, config)
 
     @classmethod
     def from_quantized(cls, weight: QuantizedWeight, config: BitQuantConfig) -> Self:

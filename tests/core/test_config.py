@@ -20,6 +20,8 @@ def configs(draw: st.DrawFn) -> BitQuantConfig:
         activation_dtype=draw(st.sampled_from(["int8", "float32"])),
         activation_granularity=draw(st.sampled_from(["per_token", "per_tensor"])),
         storage_format=draw(st.sampled_from(["2bit", "base3"])) if weight_dtype == "ternary" else "2bit",
+        weight_scale_dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"])),
+        ste=draw(st.sampled_from(["identity", "clipped"])),
     )
 
 
@@ -33,6 +35,7 @@ def test_default_is_bitnet_b158() -> None:
     )
     assert (config.activation_dtype, config.activation_granularity) == ("int8", "per_token")
     assert (config.threshold_factor, config.group_size, config.storage_format) == (0.05, 128, "2bit")
+    assert (config.weight_scale_dtype, config.ste) == ("float32", "identity")
 
 
 @given(configs())
@@ -97,3 +100,10 @@ def test_misspelt_field_names_the_field_and_a_near_one() -> None:
 def test_impossible_combinations_say_why(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BitQuantConfig(**fields)
+
+
+def test_text_names_what_differs_from_the_default() -> None:
+    text = str(BitQuantConfig(weight_scale_dtype="bfloat16", ste="clipped"))
+    assert "with bfloat16 scales" in text
+    assert "clipped STE" in text
+    assert "float32" not in str(BitQuantConfig())
