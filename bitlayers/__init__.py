@@ -5,6 +5,7 @@ from torch.nn import RMSNorm
 from bitlayers.base import BitLayer
 from bitlayers.conv import BitConv2d
 from bitlayers.convert import convert, deploy
+from bitlayers.deploy_equal import assert_deploy_equal
 from bitlayers.embedding import BitEmbedding
 from bitlayers.linear import BitLinear
 from bitlayers.linear_group import linear_group
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryReport",
     "RMSNorm",
     "TernaryLinear",
+    "assert_deploy_equal",
     "convert",
     "deploy",
     "linear_group",
