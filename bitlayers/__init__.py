@@ -2,11 +2,14 @@
 
 from torch.nn import RMSNorm
 
+from bitlayers.attention import BitAttention
 from bitlayers.base import BitLayer
 from bitlayers.conv import BitConv2d
 from bitlayers.convert import convert, deploy
 from bitlayers.deploy_equal import assert_deploy_equal
 from bitlayers.embedding import BitEmbedding
+from bitlayers.feed_forward import BitFeedForward, relu_squared
+from bitlayers.key_value_cache import KeyValueCache
 from bitlayers.linear import BitLinear
 from bitlayers.linear_group import linear_group
 from bitlayers.registry import LAYER_REGISTRY, register_layer
@@ -15,10 +18,13 @@ from bitlayers.ternary_linear import TernaryLinear
 
 __all__ = [
     "LAYER_REGISTRY",
+    "BitAttention",
     "BitConv2d",
     "BitEmbedding",
+    "BitFeedForward",
     "BitLayer",
     "BitLinear",
+    "KeyValueCache",
     "MemoryReport",
     "RMSNorm",
     "TernaryLinear",
@@ -28,4 +34,5 @@ __all__ = [
     "linear_group",
     "memory_report",
     "register_layer",
+    "relu_squared",
 ]
