@@ -226,7 +226,10 @@ def fake_quantize_activations(
 
 def blend(x: Tensor, quantized: Tensor, quantization_lambda: float) -> Tensor:
     """X + quantization_lambda * (quantized - x); at 1 exactly `quantized`."""
-    return torch.lerp(x, quantized, quantization_lambda) if quantization_lambda < 1 else quantized
+    if quantization_lambda == 1:
+        return quantized
+    # Not torch.lerp: torch.compile would make a graph for each number that it gets.
+    return x + quantization_lambda * (quantized - x)
 
 
 def straight_through(x: Tensor, quantized: Tensor, passes: Tensor | None = None) -> Tensor:
