@@ -18,7 +18,7 @@ from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 MIN_SCALE = 1e-5  # of absmean, absmedian and absmax: BitNet's clamp, keeps rows of zeros from dividing by zero
 
 
-VALUE_RANGE = {"ternary": (-1, 1), "int4": (-8, 7)}
+VALUE_RANGE = {"ternary": (-1, 1), "int4": (-8, 7), "int8": (-128, 127)}
 
 
 class QuantizedWeight(NamedTuple):
@@ -133,9 +133,29 @@ class Int4Quantizer(Quantizer):
         return QuantizedWeight(values.to(torch.int8), scale, zero_point.to(torch.int8))
 
 
+class Int8Quantizer(Quantizer):
+    """int8 weights, values -127..127: scale = max(abs(w)) / 127, at least 1e-5 / 127; q = round(w * (1 / scale))."""
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantizes `weight` [N, K], any float dtype: (int8 [N, K], float32 scale).
+
+        Raises:
+            ShapeError, DtypeError: `weight` is not a 2-d floating-point tensor.
+        """
+        values, scale, _ = _quantize_blocks(weight, self.config, self._quantize_rows)
+        return values, scale
+
+    def _quantize_rows(self, w: Tensor) -> QuantizedWeight:
+        scale = w.abs().amax(-1, keepdim=True).clamp(min=MIN_SCALE) / 127
+        values = (w * scale.reciprocal()).round().clamp(-127, 127)
+        return QuantizedWeight(values.to(torch.int8), scale, None)
+
+
 def quantizer_for(config: BitQuantConfig) -> Quantizer:
     """The quantizer of `config`'s weights."""
-    return TernaryQuantizer(config) if config.weight_dtype == "ternary" else Int4Quantizer(config)
+    if config.weight_dtype == "ternary":
+        return TernaryQuantizer(config)
+    return Int4Quantizer(config) if config.weight_dtype == "int4" else Int8Quantizer(config)
 
 
 def ternary_quantize(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ class BitEmbedding(BitLayer, nn.Embedding):
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as nn.Embedding.
-        quant_config: what is computed; BitNet b1.58 weights if None. per_channel is one scale a row.
+        quant_config: what is computed; BitNet b1.58 weights if None. per_channel is one scale a row, which ternary,
+            int4 and int8 rows can have.
 
     indices [...] integer -> [..., embedding_dim] in the dtype of the table, also after it has been deployed.
 

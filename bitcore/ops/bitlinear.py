@@ -133,7 +133,7 @@ def _packed(
         raise DtypeError("qweight", qweight.dtype, "torch.int8 values or torch.uint8 packed bytes")
     if x.dim() == 0:
         raise ShapeError("x", "of shape []", "[..., in_features]")
-    columns = packed_columns(x.shape[-1], config.storage_format if config.weight_dtype == "ternary" else "int4")
+    columns = packed_columns(x.shape[-1], config.packed_format)
     if qweight.dim() != 2 or qweight.shape[1] != columns:
         raise ShapeError(
             "qweight", f"of shape {list(qweight.shape)}", f"[out_features, {columns}] for x of {x.shape[-1]} features"

@@ -10,7 +10,7 @@ from bitcore.exceptions import ConfigError
 
 @st.composite
 def configs(draw: st.DrawFn) -> BitQuantConfig:
-    weight_dtype = draw(st.sampled_from(["ternary", "int4"]))
+    weight_dtype = draw(st.sampled_from(["ternary", "int4", "int8"]))
     return BitQuantConfig(
         weight_dtype=weight_dtype,
         weight_granularity=draw(st.sampled_from(["per_tensor", "per_channel", "per_group"])),
@@ -67,8 +67,11 @@ def test_older_name_of_per_token_is_read() -> None:
     assert BitQuantConfig(activation_granularity="per_channel") == BitQuantConfig()
 
 
-def test_int4_gets_its_own_quantizer() -> None:
-    assert BitQuantConfig(weight_dtype="int4").weight_quantizer == "absmax"
+@pytest.mark.parametrize("weight_dtype", ["int4", "int8"])
+def test_integers_get_their_own_quantizer_and_format(weight_dtype: str) -> None:
+    config = BitQuantConfig(weight_dtype=weight_dtype)
+    assert (config.weight_quantizer, config.packed_format) == ("absmax", weight_dtype)
+    assert BitQuantConfig(storage_format="base3").packed_format == "base3"
 
 
 def test_wrong_value_names_field_value_and_choices() -> None:
@@ -92,6 +95,8 @@ def test_misspelt_field_names_the_field_and_a_near_one() -> None:
         ),
         ({"weight_quantizer": "absmax"}, "weight_quantizer is absmax, expected one of absmean, absmedian, threshold"),
         ({"weight_dtype": "int4", "storage_format": "base3"}, "storage_format is base3, which stores ternary weights"),
+        ({"weight_dtype": "int8", "storage_format": "base3"}, "storage_format is base3.*weight_dtype is int8"),
+        ({"weight_dtype": "int8", "weight_quantizer": "minmax"}, "is minmax, expected one of absmax for int8 weights"),
         ({"threshold_factor": 1.5}, "threshold_factor"),
         ({"threshold_factor": float("nan")}, "threshold_factor"),
         ({"group_size": 0}, "group_size"),

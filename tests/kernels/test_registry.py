@@ -96,6 +96,20 @@ def test_compiled_kernels_refuse_int4_sums_that_int32_does_not_hold() -> None:
         )
 
 
+def test_int8_weights_are_the_references() -> None:
+    config = BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel")
+    assert KernelRegistry.get_kernel_for_config(config).name == "reference"
+    with pytest.raises(KernelNotFoundError, match="weight_dtype is int8, serves int4, ternary"):
+        KernelRegistry.get_kernel_by_name("portable", config)
+
+
+def test_sums_of_int8_weights_beyond_int32_are_exact() -> None:
+    config = BitQuantConfig(weight_dtype="int8")
+    weight = PackedWeight(torch.zeros(1, 2**18, dtype=torch.uint8), torch.ones(1), None, 2**18)  # all are -128
+    y = ReferenceKernel(config).linear(torch.ones(1, 2**18), weight)
+    assert y.item() == pytest.approx(-(2.0**25), rel=1e-6)
+
+
 def test_use_reaches_layers_that_have_decided(own_registry: None) -> None:
     KernelRegistry.register("counting", priority=-1)(CountingKernel)
     layer = BitLinear(16, 4).deploy()

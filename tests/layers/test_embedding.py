@@ -11,6 +11,7 @@ CONFIGS = [
     BitQuantConfig(),
     BitQuantConfig(weight_granularity="per_channel", storage_format="base3"),
     BitQuantConfig.int4(8),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
     BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_group", group_size=8),
 ]
 

@@ -22,6 +22,7 @@ WEIGHTS = [
     {"weight_quantizer": "absmean", "weight_granularity": "per_group", "group_size": 5},
     {"weight_quantizer": "absmean", "weight_scale_dtype": "bfloat16", "storage_format": "base3"},
     {"weight_dtype": "int4", "weight_granularity": "per_channel", "weight_scale_dtype": "float16"},
+    {"weight_dtype": "int8", "weight_granularity": "per_channel"},
     {"weight_dtype": "int4", "weight_quantizer": "minmax", "weight_granularity": "per_group", "group_size": 7},
 ]
 ACTIVATIONS = [
@@ -32,6 +33,7 @@ ACTIVATIONS = [
 every_weight = pytest.mark.parametrize("weights", WEIGHTS, ids=lambda options: "-".join(map(str, options.values())))
 every_activation = pytest.mark.parametrize("activations", ACTIVATIONS, ids=str)
 every_ste = pytest.mark.parametrize("ste", ["identity", "clipped"])
+HIGHEST = {"ternary": 1, "int4": 7, "int8": 127}
 EDGE = 1e-4  # how far from a rounding edge, in steps
 
 
@@ -66,7 +68,7 @@ def weight_steps(w: Tensor, config: BitQuantConfig) -> tuple[Tensor, Tensor, Ten
         zero = torch.round(-8 - lowest / scale)
         return w / scale + zero, scale, zero
     if rule == "absmax":
-        scale = size.max() / 7
+        scale = size.max() / HIGHEST[config.weight_dtype]
     else:
         scale = size.mean() if rule == "absmean" else size.flatten().sort().values[(size.numel() - 1) // 2]
     return w / scale, scale, zero
@@ -79,7 +81,8 @@ def stored_scale(scale: Tensor, config: BitQuantConfig) -> Tensor:
 def quantize_weight(w: Tensor, config: BitQuantConfig) -> tuple[Tensor, Tensor]:
     """The dequantized weight, and where the clipped STE lets the gradient pass, both float64 [N, K]."""
     dequantized, passes = torch.empty_like(w), torch.empty_like(w)
-    lowest, highest = (-1, 1) if config.weight_dtype == "ternary" else (-8, 7)
+    highest = HIGHEST[config.weight_dtype]
+    lowest = -1 if config.weight_dtype == "ternary" else -highest - 1
     for place in groups_of(w, config):
         steps, scale, zero = weight_steps(w[place], config)
         if config.weight_quantizer == "threshold":

@@ -12,6 +12,7 @@ CONFIGS = [
     BitQuantConfig(storage_format="base3"),
     BitQuantConfig.int4(8),
     BitQuantConfig(weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
 ]
 
 
