@@ -245,7 +245,7 @@ def fake_quantize_activations(
 
 
 def blend(x: Tensor, quantized: Tensor, quantization_lambda: float) -> Tensor:
-    """X + quantization_lambda * (quantized - x); at 1 exactly `quantized`."""
+    """Between `x` and `quantized`: x + quantization_lambda * (quantized - x), at 1 exactly `quantized`."""
     if quantization_lambda == 1:
         return quantized
     # Not torch.lerp: torch.compile would make a graph for each number that it gets.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, ShapeError
+from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 from bitlayers.key_value_cache import AttentionCache
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
@@ -36,7 +36,7 @@ class BitAttention(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ArgumentError: the sizes do not divide each other.
+        ArgumentError: the sizes do not divide each other, or `dropout` is no probability.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class BitAttention(nn.Module):
             raise ArgumentError("num_kv_heads", num_kv_heads, f"a divisor of num_heads, {num_heads}")
         if head_dim is None and hidden_size % num_heads != 0:
             raise ArgumentError("hidden_size", hidden_size, f"a multiple of num_heads, {num_heads}, or a head_dim")
+        if not 0 <= dropout < 1:
+            raise ArgumentError("dropout", dropout, "0 or more and below 1")
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
@@ -99,14 +101,16 @@ class BitAttention(nn.Module):
             [batch, length, hidden_size].
 
         Raises:
-            ShapeError, DtypeError, DeviceError: x or the cache does not fit.
+            ShapeError, DtypeError, DeviceError: x, the mask or the cache does not fit.
         """
         if x.dim() != 3:
             raise ShapeError("x", f"of shape {list(x.shape)}", f"[batch, length, {self.q_proj.in_features}]")
         q, k, v = (
-            y.view(*y.shape[:2], y.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
+            y.reshape(*y.shape[:2], y.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
             for y in linear_group((self.q_proj, self.k_proj, self.v_proj), x)
         )
+        if attention_mask is not None and attention_mask.dtype not in (torch.bool, q.dtype):
+            raise DtypeError("attention_mask", attention_mask.dtype, f"torch.bool or {q.dtype}, the queries' dtype")
         if rotary is not None:
             q, k = rotary(q, k)
         past: int | Tensor = 0

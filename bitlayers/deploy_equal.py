@@ -43,6 +43,9 @@ def assert_deploy_equal(model: nn.Module, inputs: Any) -> None:
     loaded.load_state_dict(state)
 
     expected = _run(evaluated, inputs)
+    for path, leaf in expected:
+        if not isinstance(leaf, (Tensor, *PLAIN)):
+            raise ArgumentError(f"the model's output{path}", f"a {type(leaf).__name__}", "tensors and plain values")
     for what, candidate in (("deployed", deployed), ("saved and loaded", loaded)):
         difference = _difference(expected, _run(candidate, inputs))
         if difference is not None:
@@ -92,19 +95,14 @@ def _kept(output: object) -> Leaves:
 
 
 def _difference(expected: Leaves, got: Leaves) -> str | None:
-    """A sentence on the first leaf that differs, beginning with its path, or None."""
+    """A sentence on the first tensor or plain value that differs, beginning with its path, or None."""
     if [path for path, _ in expected] != [path for path, _ in got]:
         return f" has the parts {[path for path, _ in got]}, in eval {[path for path, _ in expected]}"
     for (path, a), (_, b) in zip(expected, got, strict=True):
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
-                return f"{path} is {_kind(b)}, in eval {_kind(a)}"
-            if not torch.equal(_bits(a), _bits(b)):
-                return f"{path} differs from eval: {_size_of_difference(a, b)}"
-        elif not isinstance(a, PLAIN):
-            raise ArgumentError(f"the model's output{path}", f"a {type(a).__name__}", "tensors and plain values")
-        elif a != b:
-            return f"{path} is {b!r}, in eval {a!r}"
+        if _kind(a) != _kind(b):
+            return f"{path} is {_kind(b)}, in eval {_kind(a)}"
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and not torch.equal(_bits(a), _bits(b)):
+            return f"{path} differs from eval: {_size_of_difference(a, b)}"
     return None
 
 
@@ -112,8 +110,11 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+def _kind(leaf: object) -> str:
+    """All of a plain value; of a tensor what is not in its bits."""
+    if isinstance(leaf, Tensor):
+        return f"{leaf.dtype} {list(leaf.shape)} on {leaf.device}"
+    return repr(leaf) if isinstance(leaf, PLAIN) else type(leaf).__name__
 
 
 def _size_of_difference(a: Tensor, b: Tensor) -> str:

@@ -187,7 +187,13 @@ def test_wrong_sizes_and_inputs_are_named() -> None:
         BitAttention(24, 4, num_kv_heads=3)
     with pytest.raises(ArgumentError, match="hidden_size is 25, expected a multiple of num_heads, 4, or a head_dim"):
         BitAttention(25, 4)
+    with pytest.raises(ArgumentError, match="dropout is 1"):
+        BitAttention(24, 4, dropout=1)
     block = BitAttention(24, 4).eval()
+    for causal in (True, False):
+        block.causal = causal
+        with pytest.raises(DtypeError, match=r"attention_mask is torch.int64, expected torch.bool or torch.float32"):
+            block(torch.randn(1, 5, 24), attention_mask=torch.ones(5, dtype=torch.long))
     with pytest.raises(ShapeError, match=r"x is of shape \[5, 24\], expected \[batch, length, 24\]"):
         block(torch.randn(5, 24))
     with pytest.raises(ShapeError, match=r"expected \[..., 24\]"):

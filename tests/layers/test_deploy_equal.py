@@ -29,7 +29,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor, scale: float = 1.0) -> object:
         x = self.middle(self.first(x))
         left, right = linear_group((self.left, self.right), self.dropout(x))
-        return {"out": Output(left * scale, (right, x)), "none": None, "number": 3}
+        return {"out": Output(left * scale, (right, x)), "none": None, "number": 3, "nan": float("nan")}
 
 
 class Unfaithful(nn.Module):
@@ -120,7 +120,12 @@ def test_the_sentence_says_where_and_how_much() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(4, "output is 4, in eval 3"), ({"y": 3}, r"output has the parts \[\"\['y'\]\"\], in eval \[''\]")],
+    [
+        (4, "output is 4, in eval 3"),
+        (None, "output is None, in eval 3"),
+        (torch.ones(2), r"output is torch.float32 \[2\] on cpu, in eval 3"),
+        ({"y": 3}, r"output has the parts \[\"\['y'\]\"\], in eval \[''\]"),
+    ],
 )
 def test_plain_values_and_structure_are_compared(wrong: object, message: str) -> None:
     class Number(nn.Module):
@@ -180,6 +185,13 @@ def test_what_cannot_be_compared_or_deployed_is_refused() -> None:
 
     with pytest.raises(ArgumentError, match=r"the model's output\[1\] is a object, expected tensors"):
         assert_deploy_equal(Strange(), torch.randn(3, 4))
+
+    class First(nn.Sequential):
+        def forward(self, x: Tensor) -> object:
+            return super().forward(x)[0]
+
+    with pytest.raises(DeployMismatchError, match="first layer that differs: 1"):  # what is inside may be anything
+        assert_deploy_equal(First(Unfaithful(lambda x: x), Unfaithful(lambda x: -x), Strange()), torch.randn(3, 4) + 9)
     with pytest.raises(LayerStateError, match="no Bit layers"):
         assert_deploy_equal(nn.Linear(4, 4), torch.randn(3, 4))
     with pytest.raises(LayerStateError, match="deployed already"):
