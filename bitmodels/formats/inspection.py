@@ -1,0 +1,97 @@
+"""inspect_checkpoint: what is in a file, layer by layer."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from bitmodels.formats.checkpoint import Checkpoint
+from bitmodels.formats.encoded_weight import EncodedWeight
+from bitmodels.formats.opening import open_checkpoint
+
+
+class ScaleReport(BaseModel):
+    """The scales of a ternary weight."""
+
+    model_config = ConfigDict(frozen=True)
+
+    granularity: str  # "per_tensor", "per_channel", "per_group"
+    count: int
+    smallest: float
+    largest: float
+
+
+class TensorReport(BaseModel):
+    """One tensor."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: str
+    nbytes: int
+    zeros: float | None = None  # share of zero weights, of ternary weights
+    scale: ScaleReport | None = None
+
+
+class CheckpointReport(BaseModel):
+    """A checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    container: str  # "safetensors" or "gguf"
+    architecture: str | None
+    tensors: tuple[TensorReport, ...]
+    bytes_by_encoding: dict[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.bytes_by_encoding.values())
+
+
+def inspect_checkpoint(path: str | Path) -> CheckpointReport:
+    """Reads a checkpoint through, and so checks every ternary weight and scale of it.
+
+    Raises:
+        CheckpointError, DependencyError: as open_checkpoint and Checkpoint.read.
+    """
+    checkpoint = open_checkpoint(path)
+    tensors = tuple(_report(checkpoint, name, tensor) for name, tensor in checkpoint)
+    bytes_by_encoding: dict[str, int] = {}
+    for report in tensors:
+        bytes_by_encoding[report.encoding] = bytes_by_encoding.get(report.encoding, 0) + report.nbytes
+    return CheckpointReport(
+        path=str(checkpoint.path),
+        container=checkpoint.container,
+        architecture=_architecture(checkpoint),
+        tensors=tensors,
+        bytes_by_encoding=bytes_by_encoding,
+    )
+
+
+def _report(checkpoint: Checkpoint, name: str, tensor: Tensor | EncodedWeight) -> TensorReport:
+    entry = checkpoint.entries[name]
+    report = TensorReport(name=name, shape=entry.shape, encoding=entry.encoding, nbytes=entry.nbytes)
+    if isinstance(tensor, Tensor):
+        return report
+    values, scale, _ = tensor.decode()
+    granularity = "per_group" if scale.dim() == 2 else "per_channel" if scale.numel() > 1 else "per_tensor"
+    smallest, largest = (float(bound) for bound in scale.aminmax())
+    return report.model_copy(
+        update={
+            "zeros": float((values == 0).float().mean()),
+            "scale": ScaleReport(granularity=granularity, count=scale.numel(), smallest=smallest, largest=largest),
+        }
+    )
+
+
+def _architecture(checkpoint: Checkpoint) -> str | None:
+    config = checkpoint.config
+    if checkpoint.container == "gguf":
+        found = config.get("general.architecture")
+    else:
+        names = config.get("architectures")
+        found = names[0] if isinstance(names, list) and names else config.get("model_type")
+    return found if isinstance(found, str) else None
