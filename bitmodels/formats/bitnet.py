@@ -151,7 +151,7 @@ class BitNetFormat:
 
 @dataclass(frozen=True)
 class UnpackedBitNetFormat:
-    """-1, 0 and +1 in floating point: what transformers saves of an autobitlinear model, having unpacked it."""
+    """-1, 0 and +1 in floating point: the state of an autobitlinear model, which transformers unpacks at loading."""
 
     name: str = "bitnet unpacked"
 

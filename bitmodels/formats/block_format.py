@@ -74,6 +74,8 @@ class BlockFormat:
         check_scale("weight_scale", scale)
         smallest, largest = scale.aminmax()
         if float(smallest) < SMALLEST_NORMAL or bool(largest.half().isinf()):
+            if not bool(ternary.any()):  # as of layers that training has left at the smallest scale there is
+                return self.encode(ternary, torch.ones(1))
             raise QuantizationError(
                 "weight_scale",
                 f"from {smallest.item():.3g} to {largest.item():.3g}",

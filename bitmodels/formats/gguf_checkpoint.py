@@ -1,5 +1,6 @@
 """Reading GGUF files."""
 
+import mmap
 from math import prod
 from pathlib import Path
 from typing import ClassVar
@@ -49,9 +50,9 @@ class GgufCheckpoint(Checkpoint):
         """As Checkpoint.read."""
         self._entry(name)
         tensor = self._tensors[name]
-        data = self._bytes(tensor)
+        data = self._mapped(tensor)
         if tensor.ggml_type not in TERNARY_TYPES:
-            return plain_tensor(tensor.ggml_type, data, tensor.shape)
+            return plain_tensor(tensor.ggml_type, data.clone(), tensor.shape)
         *rows, in_features = tensor.shape
         encoding = TERNARY_TYPES[tensor.ggml_type]
         return EncodedWeight(name, encoding, prod(rows), in_features, data, self._scale(name))
@@ -64,24 +65,23 @@ class GgufCheckpoint(Checkpoint):
             raise CheckpointError(
                 f"{tensor.name} is {type_name(tensor.ggml_type)} {list(tensor.shape)}, expected F32 [1] beside {name}"
             )
-        scale = self._bytes(tensor).view(torch.float32)
+        scale = self._mapped(tensor).clone().view(torch.float32)
         try:
             check_scale(tensor.name, scale)
         except ArgumentError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         return scale
 
-    def _bytes(self, tensor: GgufTensor) -> Tensor:
-        data = bytearray(tensor.nbytes)
+    def _mapped(self, tensor: GgufTensor) -> Tensor:
+        """The bytes of `tensor`, mapped from the file until they are dropped."""
+        begin = tensor.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        end = tensor.offset + tensor.nbytes
         try:
             with self.path.open("rb") as file:
-                file.seek(tensor.offset)
-                count = file.readinto(data)
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be read: {error}") from error
-        if count != tensor.nbytes:
-            raise CheckpointError(f"{self.path} ends inside {tensor.name}")
-        return torch.frombuffer(data, dtype=torch.uint8)
+                pages = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: {tensor.name} cannot be read: {error}") from error
+        return torch.frombuffer(pages, dtype=torch.uint8, count=tensor.nbytes, offset=tensor.offset - begin)
 
 
 def _encoding(ggml_type: int) -> str:

@@ -62,7 +62,8 @@ def type_nbytes(ggml_type: int, shape: tuple[int, ...]) -> int:
             raise CheckpointError(str(error)) from error
     if ggml_type in PLAIN_TYPES:
         return prod(shape) * PLAIN_TYPES[ggml_type][1].itemsize
-    block_size, block_bytes = gguf_package("this file").GGML_QUANT_SIZES[_other_type(ggml_type)]
+    other = _other_type(ggml_type)
+    block_size, block_bytes = gguf_package(f"a tensor of type {other.name}").GGML_QUANT_SIZES[other]
     if shape[-1] % block_size != 0:
         raise CheckpointError(f"a row has {shape[-1]} values, expected a multiple of {block_size}")
     return int(prod(shape) // block_size * block_bytes)

@@ -13,6 +13,7 @@ from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, ShapeError
 from bitcore.packed_weight import PackedWeight
 from bitmodels.formats.gguf_types import TERNARY_FORMATS, TYPE_OF_DTYPE, gguf_package, type_nbytes
+from bitmodels.formats.i2_s import I2_S
 from bitmodels.replace_file import replace_file
 
 
@@ -45,10 +46,10 @@ def gguf_weight(
         format_name: the format.
         scale_tensor: True writes a scale of 1 into the blocks and the exact one into a float32 tensor beside the
             weight, "blk.0.attn_q.scale", which llama.cpp's `bitnet` architecture reads. False writes it into the
-            blocks, rounded to float16; I2_S has it in float32.
+            blocks, rounded to float16, or for I2_S as it is.
 
     Raises:
-        ArgumentError: no such format, or weights that are not ternary.
+        ArgumentError: no such format, weights that are not ternary, or a scale tensor for I2_S.
         ShapeError: the format cannot hold the shape, and the message says which can; or more scales than fit.
         QuantizationError: float16 cannot hold a scale.
     """
@@ -57,6 +58,10 @@ def gguf_weight(
     if config.weight_dtype != "ternary":
         raise ArgumentError("config.weight_dtype", config.weight_dtype, "ternary")
     encoding = TERNARY_FORMATS[format_name]
+    if scale_tensor and encoding is I2_S:
+        raise ArgumentError(
+            "scale_tensor", True, "False: I2_S has the exact scale itself, and its readers know no other"
+        )
     shape = (weight.packed.shape[0], weight.in_features)
     encoding.nbytes(*shape)  # refuses a shape now, not in the middle of a file
     if not scale_tensor:

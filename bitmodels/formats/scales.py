@@ -32,9 +32,9 @@ def simplest_scale(scale: Tensor, is_zero: Callable[[], Tensor]) -> Tensor:
         for largest in (scale.amax(1, keepdim=True), scale.amax().reshape(1, 1), torch.ones_like(scale[:1, :1])):
             scale = scale.where(scale > 0, largest)
     if bool((scale == scale[0, 0]).all()):
-        return scale[0, :1].contiguous()
+        return scale[0, :1].clone()  # without what it was cut from
     if bool((scale == scale[:, :1]).all()):
-        return scale[:, 0].contiguous()
+        return scale[:, 0].clone()
     return scale
 
 

@@ -148,6 +148,14 @@ def test_scales_that_float16_cannot_hold_are_refused(name: str, scale: float) ->
         TERNARY_FORMATS[name].encode(random_ternary(1, 256), torch.tensor([scale]))
 
 
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_zero_weights_can_have_any_scale(name: str) -> None:
+    """Layers of BitNet b1.58 2B-4T have masters so small that all weights are 0 and the scale is the least, 1e-5."""
+    data = TERNARY_FORMATS[name].encode(torch.zeros(2, 256, dtype=torch.int8), torch.tensor([1e-5]))
+    weight = decoded(TERNARY_FORMATS[name], data, 2, 256)
+    assert (weight.values.any().item(), weight.scale.tolist()) == (False, [1.0])
+
+
 def test_scales_are_rounded_to_float16() -> None:
     weight = decoded(
         TERNARY_FORMATS["Q2_0"], TERNARY_FORMATS["Q2_0"].encode(random_ternary(2, 64), torch.rand(1) + 0.1), 2, 64
