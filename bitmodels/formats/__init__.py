@@ -4,7 +4,9 @@ from bitmodels.formats.bitnet import BitNetQuantization
 from bitmodels.formats.bitnet_writer import bitnet_layer
 from bitmodels.formats.checkpoint import Checkpoint, TensorEntry
 from bitmodels.formats.encoded_weight import EncodedWeight
+from bitmodels.formats.gguf_checkpoint import GgufCheckpoint
 from bitmodels.formats.gguf_writer import gguf_tensor, gguf_weight, write_gguf
+from bitmodels.formats.hugging_face_checkpoint import HuggingFaceCheckpoint
 from bitmodels.formats.inspection import CheckpointReport, inspect_checkpoint
 from bitmodels.formats.opening import open_checkpoint
 from bitmodels.formats.safetensors_writer import OutgoingTensor, write_safetensors
@@ -15,6 +17,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointReport",
     "EncodedWeight",
+    "GgufCheckpoint",
+    "HuggingFaceCheckpoint",
     "OutgoingTensor",
     "TensorEntry",
     "bitnet_layer",

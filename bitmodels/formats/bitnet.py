@@ -26,9 +26,8 @@ from bitmodels.formats.codes import codes_of_ternary, row_parts, ternary_of_code
 from bitmodels.formats.fitting import check_fits
 from bitmodels.formats.scales import check_scale
 
-LARGEST_MEDIAN_SCALE = (
-    8.0  # mean(abs(w)), median over the layers; BitNet b1.58 2B-4T's masters, the largest known, are 1 to 6
-)
+# Of mean(abs(w)), median over the layers. The masters of BitNet b1.58 2B-4T, the largest known, are 1 to 6.
+LARGEST_MEDIAN_SCALE = 8.0
 
 
 class BitNetQuantization(BaseModel):

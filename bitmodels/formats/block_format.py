@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitcore.exceptions import QuantizationError
-from bitmodels.formats.codes import codes_of_ternary, row_parts, ternary_of_codes
+from bitmodels.formats.codes import check_nbytes, codes_of_ternary, row_parts, ternary_of_codes
 from bitmodels.formats.fitting import BLOCK_SIZES, check_fits
 from bitmodels.formats.scales import check_scale, scale_of_blocks
 
@@ -40,10 +40,10 @@ class BlockFormat:
         """As TernaryFormat.parts, of `nbytes` bytes.
 
         Raises:
-            ShapeError: `in_features` is not a multiple of the block size.
+            ShapeError: `in_features` is not a multiple of the block size, or `data` is of another size.
             QuantizationError: a code stands for no weight.
         """
-        check_fits(self.name, out_features, in_features)
+        check_nbytes(data, self.nbytes(out_features, in_features))
         rows = data.reshape(out_features, -1)
         for part in row_parts(out_features, in_features):
             codes = self.codes_of_bytes(rows[part].reshape(-1, self.code_bytes + 2)[:, self._codes_at])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bitcore.exceptions import QuantizationError
+from bitcore.exceptions import QuantizationError, ShapeError
 
 PART_WEIGHTS = 1 << 19  # what is made of them stays in a core's cache, and its memory is used again for the next
 
@@ -15,6 +15,12 @@ def row_parts(out_features: int, in_features: int, multiple: int = 1) -> Iterato
     step = max(PART_WEIGHTS // in_features // multiple, 1) * multiple
     for begin in range(0, out_features, step):
         yield slice(begin, min(begin + step, out_features))
+
+
+def check_nbytes(data: Tensor, nbytes: int) -> None:
+    """Raises ShapeError if `data` uint8 is not `nbytes` long."""
+    if data.numel() != nbytes:
+        raise ShapeError("data", f"of {data.numel()} bytes", f"{nbytes}")
 
 
 def ternary_of_codes(codes: Tensor, first_row: int) -> Tensor:

@@ -5,7 +5,8 @@
     tensors:  string name, uint32 dimensions, uint64 sizes (fastest first), uint32 type, uint64 offset
     padding to general.alignment (32 if absent), then the tensors' bytes, each padded likewise
 
-The `gguf` package's own reader is not used: it refuses a file with an I2_S or Q2_0 tensor, and trusts the counts.
+The `gguf` package's own reader is not used: it refuses a file with an I2_S or Q2_0 tensor, trusts the counts, and takes
+10 s for a vocabulary of 128,256 tokens.
 """
 
 import mmap

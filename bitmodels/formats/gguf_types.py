@@ -15,13 +15,13 @@ from bitmodels.formats.q2_0 import Q2_0
 from bitmodels.formats.tq1_0 import TQ1_0
 from bitmodels.formats.tq2_0 import TQ2_0
 
-TERNARY_TYPES: dict[int, BlockFormat | I2SFormat] = {
-    34: TQ1_0,
-    35: TQ2_0,
-    36: I2_S,  # in microsoft/BitNet's fork; mainline does not use the number
-    42: Q2_0,
+TERNARY_FORMATS: dict[str, BlockFormat | I2SFormat] = {
+    "TQ1_0": TQ1_0,
+    "TQ2_0": TQ2_0,
+    "Q2_0": Q2_0,
+    "I2_S": I2_S,
 }
-TERNARY_FORMATS = {encoding.name: encoding for encoding in TERNARY_TYPES.values()}
+TERNARY_TYPES = {encoding.ggml_type: encoding for encoding in TERNARY_FORMATS.values()}
 PLAIN_TYPES = {
     0: ("F32", torch.float32),
     1: ("F16", torch.float16),

@@ -64,20 +64,15 @@ def gguf_weight(
         )
     shape = (weight.packed.shape[0], weight.in_features)
     encoding.nbytes(*shape)  # refuses a shape now, not in the middle of a file
+    scale = torch.ones(1) if scale_tensor else weight.scale.cpu()
+    ternary = OutgoingGgufTensor(
+        name, shape, encoding.ggml_type, lambda: encoding.encode(weight.values(config).cpu(), scale)
+    )
     if not scale_tensor:
-        return [
-            OutgoingGgufTensor(
-                name, shape, encoding.ggml_type, lambda: encoding.encode(weight.values(config), weight.scale)
-            )
-        ]
+        return [ternary]
     if weight.scale.numel() != 1:
         raise ShapeError("weight_scale", f"of shape {list(weight.scale.shape)}", "[1] for a scale tensor")
-    return [
-        OutgoingGgufTensor(
-            name, shape, encoding.ggml_type, lambda: encoding.encode(weight.values(config), torch.ones(1))
-        ),
-        gguf_tensor(f"{name.removesuffix('.weight')}.scale", weight.scale.float().reshape(1)),
-    ]
+    return [ternary, gguf_tensor(f"{name.removesuffix('.weight')}.scale", weight.scale.float().reshape(1))]
 
 
 def write_gguf(path: Path, tensors: Iterable[OutgoingGgufTensor], metadata: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bitcore.exceptions import ShapeError
-from bitmodels.formats.codes import codes_of_ternary, row_parts, ternary_of_codes
+from bitmodels.formats.codes import check_nbytes, codes_of_ternary, row_parts, ternary_of_codes
 from bitmodels.formats.fitting import BLOCK_SIZES, check_fits
 from bitmodels.formats.scales import check_scale
 
@@ -46,10 +46,10 @@ class I2SFormat:
         """As TernaryFormat.parts, of `nbytes` bytes.
 
         Raises:
-            ShapeError: N * K is not a multiple of 128.
+            ShapeError: N * K is not a multiple of 128, or `data` is of another size.
             QuantizationError: a code stands for no weight.
         """
-        self.nbytes(out_features, in_features)
+        check_nbytes(data, self.nbytes(out_features, in_features))
         for part in row_parts(out_features, in_features, multiple=BLOCK // gcd(BLOCK, in_features)):
             blocks = data[part.start * in_features // 4 : part.stop * in_features // 4].reshape(-1, BLOCK // 4)
             codes = torch.stack([blocks >> shift & 3 for shift in SHIFTS], dim=1)

@@ -1,6 +1,7 @@
 """inspect_checkpoint: what is in a file, layer by layer."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -73,18 +74,36 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
 
 def _report(checkpoint: Checkpoint, name: str, tensor: Tensor | EncodedWeight) -> TensorReport:
     entry = checkpoint.entries[name]
-    report = TensorReport(name=name, shape=entry.shape, encoding=entry.encoding, nbytes=entry.nbytes)
-    if isinstance(tensor, Tensor):
-        return report
-    values, scale, _ = tensor.decode()
+    encoding, zeros, scale = entry.encoding, None, None
+    quant_config = checkpoint.config.get("quant_config")
+    if isinstance(tensor, EncodedWeight):
+        values, scale, _ = tensor.decode()
+        zeros = float((values == 0).float().mean())
+    elif name.endswith(".weight_packed") and isinstance(quant_config, dict):
+        encoding, scale = _our_own(checkpoint, name, quant_config)
+    return TensorReport(
+        name=name,
+        shape=entry.shape,
+        encoding=encoding,
+        nbytes=entry.nbytes,
+        zeros=zeros,
+        scale=None if scale is None else _scale_report(scale),
+    )
+
+
+def _our_own(checkpoint: Checkpoint, name: str, quant_config: dict[str, Any]) -> tuple[str, Tensor | None]:
+    """The encoding and the scale of a packed weight of BitLab's own; its shape stays that of the bytes."""
+    is_int4 = quant_config.get("weight_dtype") == "int4"
+    scale_name = f"{name.removesuffix('.weight_packed')}.weight_scale"
+    scale = checkpoint.read(scale_name) if scale_name in checkpoint.entries else None
+    encoding = "int4" if is_int4 else str(quant_config.get("storage_format"))
+    return encoding, scale if isinstance(scale, Tensor) else None
+
+
+def _scale_report(scale: Tensor) -> ScaleReport:
     granularity = "per_group" if scale.dim() == 2 else "per_channel" if scale.numel() > 1 else "per_tensor"
     smallest, largest = (float(bound) for bound in scale.aminmax())
-    return report.model_copy(
-        update={
-            "zeros": float((values == 0).float().mean()),
-            "scale": ScaleReport(granularity=granularity, count=scale.numel(), smallest=smallest, largest=largest),
-        }
-    )
+    return ScaleReport(granularity=granularity, count=scale.numel(), smallest=smallest, largest=largest)
 
 
 def _architecture(checkpoint: Checkpoint) -> str | None:

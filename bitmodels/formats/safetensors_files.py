@@ -13,7 +13,7 @@ from bitcore.exceptions import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_JSON_BYTES = 64 << 20  # a hundred times the largest index or config in the wild
+MAX_JSON_BYTES = 64 << 20  # an index of half a million tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:

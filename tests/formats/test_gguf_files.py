@@ -249,7 +249,7 @@ def test_weights_that_cannot_be_written_are_refused_at_once() -> None:
     weight, config = packed(random_ternary(2, 320), torch.ones(1))
     with pytest.raises(ShapeError, match="in_features is 320, expected a multiple of 256 for TQ2_0; it fits Q2_0"):
         gguf_weight("a.weight", weight, config, "TQ2_0", scale_tensor=True)
-    with pytest.raises(ArgumentError, match="format_name is 'TL1', expected one of TQ1_0, TQ2_0, I2_S, Q2_0"):
+    with pytest.raises(ArgumentError, match="format_name is 'TL1', expected one of TQ1_0, TQ2_0, Q2_0, I2_S"):
         gguf_weight("a.weight", weight, config, "TL1", scale_tensor=True)
     wide, wide_config = packed(random_ternary(2, 256), torch.ones(1))
     with pytest.raises(ArgumentError, match="scale_tensor is True, expected False: I2_S has the exact scale itself"):

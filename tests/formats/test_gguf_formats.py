@@ -127,6 +127,13 @@ def test_code_3_is_refused_with_its_place(name: str) -> None:
         EncodedWeight("layer.weight", encoding, 3, 256, data).pack(packed(random_ternary(1, 1), torch.ones(1))[1])
 
 
+@pytest.mark.parametrize("name", TERNARY_FORMATS)
+def test_data_of_another_size_is_refused(name: str) -> None:
+    data = TERNARY_FORMATS[name].encode(random_ternary(3, 256), torch.ones(1))
+    with pytest.raises(CheckpointError, match=rf"data is of {data.numel() - 1} bytes, expected {data.numel()}"):
+        decoded(TERNARY_FORMATS[name], data[1:], 3, 256)
+
+
 @pytest.mark.parametrize("bad", [0.0, -0.5, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", TERNARY_FORMATS)
 def test_bad_scales_are_refused(name: str, bad: float) -> None:

@@ -61,9 +61,10 @@ def test_our_own(tmp_path: Path) -> None:
     BitMLPModel(BitMLPConfig(), BitQuantConfig(storage_format="base3")).deploy().save_pretrained(tmp_path)
     report = inspect_checkpoint(tmp_path)
     assert report.architecture == "mlp"
-    assert report.bytes_by_encoding["uint8"] == sum(
-        row.nbytes for row in report.tensors if row.name.endswith("weight_packed")
-    )
+    packed_rows = [row for row in report.tensors if row.name.endswith("weight_packed")]
+    assert {row.encoding for row in packed_rows} == {"base3"}
+    assert report.bytes_by_encoding["base3"] == sum(row.nbytes for row in packed_rows)
+    assert all(row.scale is not None and row.scale.granularity == "per_tensor" for row in packed_rows)
 
 
 READ = """
