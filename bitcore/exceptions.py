@@ -12,6 +12,7 @@ __all__ = [
     "BitLabError",
     "CheckpointError",
     "ConfigError",
+    "DependencyError",
     "DeployMismatchError",
     "DeviceError",
     "DtypeError",
@@ -86,6 +87,10 @@ class LayerStateError(BitLabError, RuntimeError):
 
 class CheckpointError(BitLabError, RuntimeError):
     """A checkpoint is damaged, or lacks what the model needs. Nothing has been loaded."""
+
+
+class DependencyError(BitLabError, ImportError):
+    """An optional package is needed and is not installed; the message says which, what for, and how to get it."""
 
 
 class ModelNotFoundError(BitLabError, ValueError):
