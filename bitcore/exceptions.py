@@ -12,14 +12,19 @@ __all__ = [
     "BitLabError",
     "CheckpointError",
     "ConfigError",
+    "DependencyError",
+    "DeployMismatchError",
     "DeviceError",
     "DtypeError",
     "ExtensionWarning",
     "KernelNotFoundError",
     "LayerStateError",
     "ModelNotFoundError",
+    "NonFiniteError",
+    "PrecisionWarning",
     "QuantizationError",
     "ShapeError",
+    "UnconvertedWarning",
 ]
 
 
@@ -60,6 +65,22 @@ class KernelNotFoundError(BitLabError, RuntimeError):
     """No kernel has the name that was asked for, or none can serve; the message lists them with their reasons."""
 
 
+class NonFiniteError(ArgumentError, ArithmeticError):
+    """Training met a NaN or an Inf: `argument` names the layer and its input, output, parameter or gradient."""
+
+
+class DeployMismatchError(BitLabError, AssertionError):
+    """A deployed model does not give what it was evaluated with. `layer` is the first one that differs, or None."""
+
+    def __init__(self, message: str, layer: str | None = None) -> None:
+        super().__init__(message, layer)
+        self.message = message
+        self.layer = layer
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class LayerStateError(BitLabError, RuntimeError):
     """A layer is in the wrong state for a call: deployed twice, trained after deploy."""
 
@@ -68,8 +89,20 @@ class CheckpointError(BitLabError, RuntimeError):
     """A checkpoint is damaged, or lacks what the model needs. Nothing has been loaded."""
 
 
+class DependencyError(BitLabError, ImportError):
+    """An optional package is needed and is not installed; the message says which, what for, and how to get it."""
+
+
 class ModelNotFoundError(BitLabError, ValueError):
     """No model has the name that was asked for; the message lists those that exist."""
+
+
+class PrecisionWarning(UserWarning):
+    """A dtype is likely to overflow or to lose what training needs."""
+
+
+class UnconvertedWarning(UserWarning):
+    """`convert` left weights in floating point that look as if they should have been quantized."""
 
 
 class ExtensionWarning(UserWarning):

@@ -52,6 +52,12 @@ def why_cuda_missing() -> str | None:
     return None
 
 
+def cuda_architectures() -> tuple[str, ...]:
+    """The compute capabilities that the CUDA kernels of this build are for, as in TORCH_CUDA_ARCH_LIST."""
+    cuda = build_report().get("cuda")
+    return tuple(cuda.get("architectures", ())) if isinstance(cuda, dict) else ()
+
+
 def cpu_module() -> ModuleType | None:
     """The module of CPU and build facts, or None (see `why_missing`)."""
     return None if why_missing() else importlib.import_module("bitcore.kernels.bindings._cpu")

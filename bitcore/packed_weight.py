@@ -8,7 +8,16 @@ from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import QuantizationError
-from bitcore.packing import can_look_at, check_packed_ternary, decode_ternary, pack_int4, pack_ternary, unpack_int4
+from bitcore.packing import (
+    can_look_at,
+    check_packed_ternary,
+    decode_ternary,
+    pack_int4,
+    pack_int8,
+    pack_ternary,
+    unpack_int4,
+    unpack_int8,
+)
 from bitcore.quantizers import QuantizedWeight, quantizer_for
 
 
@@ -28,24 +37,30 @@ class PackedWeight(NamedTuple):
         """Quantizes and packs `weight` [N, K].
 
         Raises:
-            QuantizationError: a weight is NaN or infinite.
+            QuantizationError: a weight is NaN or infinite, or so large that its scale is.
         """
         with torch.no_grad():
             check_finite("weight", weight)
-            return cls.from_quantized(quantizer_for(config).quantize_weight(weight.detach()), config)
+            quantized = quantizer_for(config).quantize_weight(weight.detach())
+            check_finite("weight_scale", quantized.scale)
+            return cls.from_quantized(quantized, config)
 
     @classmethod
     def from_quantized(cls, weight: QuantizedWeight, config: BitQuantConfig) -> Self:
         """Packs int8 values [N, K] that are quantized already."""
         values, scale, zero_point = weight
-        packed = pack_ternary(values, config.storage_format) if config.weight_dtype == "ternary" else pack_int4(values)
+        if config.weight_dtype == "ternary":
+            packed = pack_ternary(values, config.storage_format)
+        else:
+            packed = pack_int4(values) if config.weight_dtype == "int4" else pack_int8(values)
         return cls(packed, scale.float(), zero_point, values.shape[1])
 
     def values(self, config: BitQuantConfig) -> Tensor:
         """The int8 values [N, K], zero point not subtracted."""
         if config.weight_dtype == "ternary":
             return decode_ternary(self.packed, self.in_features, config.storage_format)
-        return unpack_int4(self.packed, self.in_features)
+        unpack = unpack_int4 if config.weight_dtype == "int4" else unpack_int8
+        return unpack(self.packed, self.in_features)
 
     def check(self, config: BitQuantConfig) -> None:
         """Raises QuantizationError, ShapeError or DtypeError for bytes that are no weights or a non-finite scale."""

@@ -1,4 +1,4 @@
-"""Storage formats: how ternary and int4 weights lie in a checkpoint and in memory, the same bytes on every machine.
+"""Storage formats: how quantized weights lie in a checkpoint and in memory, the same bytes on every machine.
 
 A row is one output feature, K input features long; rows follow each other without a gap. Every format packs neighbours
 along K, and fills the last byte of a row with zero weights.
@@ -20,6 +20,8 @@ along K, and fills the last byte of a row with zero weights.
 
             bits   7:4          3:0
             byte i q[2i+1] + 8  q[2i] + 8
+
+    int8    1 weight a byte, q + 128.
 """
 
 import torch
@@ -29,11 +31,11 @@ from torch.nn import functional as F
 from bitcore.config import StorageFormat
 from bitcore.exceptions import ArgumentError, DtypeError, QuantizationError, ShapeError
 
-WEIGHTS_PER_BYTE = {"2bit": 4, "base3": 5, "int4": 2}
+WEIGHTS_PER_BYTE = {"2bit": 4, "base3": 5, "int4": 2, "int8": 1}
 
 
 def packed_columns(in_features: int, storage_format: str) -> int:
-    """Bytes of one packed row of `in_features` weights in "2bit", "base3" or "int4"."""
+    """Bytes of one packed row of `in_features` weights in "2bit", "base3", "int4" or "int8"."""
     return -(-in_features // WEIGHTS_PER_BYTE[storage_format])
 
 
@@ -149,6 +151,39 @@ def unpack_int4(packed: Tensor, in_features: int) -> Tensor:
     return codes.flatten(1)[:, :in_features].to(torch.int8) - 8
 
 
+def pack_int8(w_int8: Tensor) -> Tensor:
+    """Packs int8 weights.
+
+    Args:
+        w_int8: [N, K], any dtype, holding whole numbers in -128..127.
+
+    Returns:
+        uint8 [N, K].
+
+    Raises:
+        ShapeError: `w_int8` is not 2-d.
+        QuantizationError: a value is not a whole number in -128..127.
+    """
+    return _codes(w_int8, "w_int8", lowest=-128, highest=127)
+
+
+def unpack_int8(packed: Tensor, in_features: int) -> Tensor:
+    """Unpacks int8 weights: the inverse of `pack_int8`.
+
+    Args:
+        packed: uint8 [N, K].
+        in_features: K.
+
+    Returns:
+        int8 [N, K].
+
+    Raises:
+        DtypeError, ShapeError: `packed` is not such a tensor.
+    """
+    _check_packed(packed, in_features, "int8")
+    return (packed ^ 128).view(torch.int8)
+
+
 def can_look_at(tensor: Tensor) -> bool:
     """Whether the values of `tensor` can be checked: not on the meta device, not while a graph is traced."""
     return tensor.device.type != "meta" and not torch.compiler.is_compiling()
@@ -163,7 +198,7 @@ def _codes(weights: Tensor, argument: str, lowest: int, highest: int) -> Tensor:
         if not whole or not bool(smallest >= lowest) or not bool(largest <= highest):
             was = f"from {smallest.item()} to {largest.item()}" + ("" if whole else ", not all whole")
             raise QuantizationError(argument, was, f"whole numbers from {lowest} to {highest}")
-    return (weights.to(torch.int8) - lowest).to(torch.uint8)
+    return (weights.to(torch.int8) - lowest).to(torch.uint8)  # above 127 int8 wraps, and uint8 wraps back
 
 
 def _columns(codes: Tensor, per_byte: int, fill: int) -> tuple[Tensor, ...]:

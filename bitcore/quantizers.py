@@ -2,12 +2,12 @@
 
 Everything is computed in float32, whatever the dtype of the input, and rounds half to even. Scales multiply: a weight
 is about `value * scale`. Reciprocals are taken once and multiplied, as the published BitNet code does, so that the same
-weights and inputs give the same integers as there.
+weights and inputs give the same integers as there. A config's `weight_scale_dtype` rounds the scale, not the integers.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from bitcore.config import ActivationGranularity, BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 
 MIN_SCALE = 1e-5  # of absmean, absmedian and absmax: BitNet's clamp, keeps rows of zeros from dividing by zero
+
+
+VALUE_RANGE = {"ternary": (-1, 1), "int4": (-8, 7), "int8": (-128, 127)}
 
 
 class QuantizedWeight(NamedTuple):
@@ -48,11 +51,25 @@ class Quantizer(ABC):
         values, scale, *zero_point = self.quantize(weight)
         return QuantizedWeight(values, scale, zero_point[0] if zero_point else None)
 
-    def fake_quantize(self, weight: Tensor) -> Tensor:
-        """The dequantized weight in `weight`'s dtype; its gradient goes to `weight` unchanged (STE)."""
+    def fake_quantize(self, weight: Tensor, quantization_lambda: float = 1.0) -> Tensor:
+        """The dequantized weight in `weight`'s dtype; its gradient goes to `weight` by `config.ste`.
+
+        identity: unchanged (arXiv 1308.3432). clipped: only where the weight is `within_range` (arXiv 1602.02830).
+        Below 1, `quantization_lambda` gives weight + quantization_lambda * (quantized - weight).
+        """
         with torch.no_grad():
-            quantized = self.dequantize(*self.quantize_weight(weight)).to(weight.dtype)
-        return straight_through(weight, quantized)
+            quantized = self.quantize_weight(weight)
+            values = blend(weight, self.dequantize(*quantized).to(weight.dtype), quantization_lambda)
+            passes = self.within_range(weight, *quantized[1:]) if self.config.ste == "clipped" else None
+        return straight_through(weight, values, passes)
+
+    def within_range(self, weight: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """Bool [N, K]: where `weight` is at most half a step beyond the lowest and the highest quantized weight."""
+        lowest, highest = VALUE_RANGE[self.config.weight_dtype]
+        steps = weight.float() / per_weight(scale, weight, self.config)
+        if zero_point is not None:
+            steps = steps + per_weight(zero_point, weight, self.config)
+        return (steps >= lowest - 0.5) & (steps <= highest + 0.5)
 
 
 class TernaryQuantizer(Quantizer):
@@ -116,9 +133,29 @@ class Int4Quantizer(Quantizer):
         return QuantizedWeight(values.to(torch.int8), scale, zero_point.to(torch.int8))
 
 
+class Int8Quantizer(Quantizer):
+    """int8 weights, values -127..127: scale = max(abs(w)) / 127, at least 1e-5 / 127; q = round(w * (1 / scale))."""
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantizes `weight` [N, K], any float dtype: (int8 [N, K], float32 scale).
+
+        Raises:
+            ShapeError, DtypeError: `weight` is not a 2-d floating-point tensor.
+        """
+        values, scale, _ = _quantize_blocks(weight, self.config, self._quantize_rows)
+        return values, scale
+
+    def _quantize_rows(self, w: Tensor) -> QuantizedWeight:
+        scale = w.abs().amax(-1, keepdim=True).clamp(min=MIN_SCALE) / 127
+        values = (w * scale.reciprocal()).round().clamp(-127, 127)
+        return QuantizedWeight(values.to(torch.int8), scale, None)
+
+
 def quantizer_for(config: BitQuantConfig) -> Quantizer:
     """The quantizer of `config`'s weights."""
-    return TernaryQuantizer(config) if config.weight_dtype == "ternary" else Int4Quantizer(config)
+    if config.weight_dtype == "ternary":
+        return TernaryQuantizer(config)
+    return Int4Quantizer(config) if config.weight_dtype == "int4" else Int8Quantizer(config)
 
 
 def ternary_quantize(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
@@ -127,14 +164,17 @@ def ternary_quantize(weight: Tensor, config: BitQuantConfig | None = None) -> tu
 
 
 def ternary_quantize_ste(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
-    """As `ternary_quantize`, but the ternary weight has `weight`'s dtype and passes its gradient to `weight` unchanged.
+    """As `ternary_quantize`, but the ternary weight has `weight`'s dtype and passes its gradient to `weight`.
 
+    Unchanged, or with `config.ste` "clipped" where `Quantizer.within_range` holds.
     The scale is detached. The gradient of `w_ternary * scale` is therefore `scale` times that of the dequantized
     weight: layers use `Quantizer.fake_quantize`, where the identity is taken for the whole.
     """
+    quantizer = _ternary_quantizer(config)
     with torch.no_grad():
-        ternary, scale = _ternary_quantizer(config).quantize(weight)
-    return straight_through(weight, ternary.to(weight.dtype)), scale
+        ternary, scale = quantizer.quantize(weight)
+        passes = quantizer.within_range(weight, scale) if quantizer.config.ste == "clipped" else None
+    return straight_through(weight, ternary.to(weight.dtype), passes), scale
 
 
 def dequantize(
@@ -190,32 +230,47 @@ def quantize_activations(x: Tensor, granularity: ActivationGranularity = "per_to
     return q.to(torch.int8), scale
 
 
-def fake_quantize_activations(x: Tensor, granularity: ActivationGranularity = "per_token") -> Tensor:
-    """The dequantized activations in `x`'s shape and dtype; their gradient goes to `x` unchanged (STE)."""
+def fake_quantize_activations(
+    x: Tensor, granularity: ActivationGranularity = "per_token", quantization_lambda: float = 1.0
+) -> Tensor:
+    """The dequantized activations in `x`'s shape and dtype; their gradient goes to `x` unchanged (STE).
+
+    absmax scales clip nothing, so there is no clipped STE for them. Below 1, `quantization_lambda` gives
+    x + quantization_lambda * (quantized - x).
+    """
     with torch.no_grad():
         q, scale = quantize_activations(x.reshape(-1, x.shape[-1]), granularity)
-        quantized = (q * scale).to(x.dtype).reshape(x.shape)
+        quantized = blend(x, (q * scale).to(x.dtype).reshape(x.shape), quantization_lambda)
     return straight_through(x, quantized)
 
 
-def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """`quantized` in the forward pass, the identity of `x` in the backward pass (arXiv 1308.3432)."""
-    result: Tensor = _StraightThrough.apply(x, quantized)  # type: ignore[no-untyped-call]
+def blend(x: Tensor, quantized: Tensor, quantization_lambda: float) -> Tensor:
+    """Between `x` and `quantized`: x + quantization_lambda * (quantized - x), at 1 exactly `quantized`."""
+    if quantization_lambda == 1:
+        return quantized
+    # Not torch.lerp: torch.compile would make a graph for each number that it gets.
+    return x + quantization_lambda * (quantized - x)
+
+
+def straight_through(x: Tensor, quantized: Tensor, passes: Tensor | None = None) -> Tensor:
+    """`quantized` in the forward pass; in the backward pass the identity of `x`, where the bool `passes` holds."""
+    result: Tensor = _StraightThrough.apply(x, quantized, passes)  # type: ignore[no-untyped-call]
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, quantized: Tensor) -> Tensor:
+    def forward(x: Tensor, quantized: Tensor, passes: Tensor | None) -> Tensor:
         return quantized.view_as(quantized)
 
     @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (passes,) = ctx.saved_tensors
+        return gradients[0] if passes is None else gradients[0] * passes, None, None
 
 
 def _ternary_quantizer(config: BitQuantConfig | None) -> TernaryQuantizer:
@@ -247,8 +302,10 @@ def _quantize_blocks(
         result = torch.cat(parts, dim=1)
         return result if config.weight_granularity == "per_group" else result.flatten()
 
+    scale = joined([block.scale for block in blocks])
+    if config.weight_scale_dtype != "float32":
+        scale = scale.to(getattr(torch, config.weight_scale_dtype)).float()
+
     values = torch.cat([block.values for block in blocks], dim=1).reshape(w.shape)[: weight.shape[0], : weight.shape[1]]
     zero_points = [block.zero_point for block in blocks if block.zero_point is not None]
-    return QuantizedWeight(
-        values, joined([block.scale for block in blocks]), joined(zero_points) if zero_points else None
-    )
+    return QuantizedWeight(values, scale, joined(zero_points) if zero_points else None)

@@ -2,10 +2,14 @@
 
 from torch.nn import RMSNorm
 
+from bitlayers.attention import BitAttention
 from bitlayers.base import BitLayer
 from bitlayers.conv import BitConv2d
 from bitlayers.convert import convert, deploy
+from bitlayers.deploy_equal import assert_deploy_equal
 from bitlayers.embedding import BitEmbedding
+from bitlayers.feed_forward import BitFeedForward, relu_squared
+from bitlayers.key_value_cache import KeyValueCache
 from bitlayers.linear import BitLinear
 from bitlayers.linear_group import linear_group
 from bitlayers.registry import LAYER_REGISTRY, register_layer
@@ -14,16 +18,21 @@ from bitlayers.ternary_linear import TernaryLinear
 
 __all__ = [
     "LAYER_REGISTRY",
+    "BitAttention",
     "BitConv2d",
     "BitEmbedding",
+    "BitFeedForward",
     "BitLayer",
     "BitLinear",
+    "KeyValueCache",
     "MemoryReport",
     "RMSNorm",
     "TernaryLinear",
+    "assert_deploy_equal",
     "convert",
     "deploy",
     "linear_group",
     "memory_report",
     "register_layer",
+    "relu_squared",
 ]

@@ -1,6 +1,7 @@
 """BitLayer: the train / eval / deploy life and the state dict that all Bit layers share.
 
-training   `weight` (float master)                        multiplies fake-quantized values, gradients to the master
+training   `weight` (float master)                        multiplies fake-quantized values, gradients to the master;
+                                                          below a `quantization_lambda` of 1, values in between
 eval       `weight`, and its packed form made on demand   best kernel; kept until the master changes or train()
 deployed   `weight_packed`, `weight_scale`                best kernel; no master, inference only, for good
 """
@@ -27,6 +28,7 @@ class BitLayer(nn.Module):
     dense_type: ClassVar[type[nn.Module] | None] = None  # what `convert` replaces by this layer
 
     quantize: bool = True  # False: the layer computes what its dense type does and cannot be deployed
+    quantization_lambda: float = 1.0  # of training alone, 0 to 1 (training.QuantizationWarmup); eval is always at 1
     quant_config: BitQuantConfig
     weight: Any  # nn.Parameter, or None once deployed
     bias: Any  # nn.Parameter, or None

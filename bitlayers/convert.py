@@ -1,5 +1,6 @@
 """convert and deploy: a whole model at once."""
 
+import warnings
 from collections.abc import Callable, Collection
 from copy import deepcopy
 from fnmatch import fnmatchcase
@@ -8,13 +9,14 @@ from typing import TypeVar
 from torch import nn
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, LayerStateError
+from bitcore.exceptions import ArgumentError, LayerStateError, UnconvertedWarning
 from bitcore.packed_weight import PackedWeight
 from bitlayers.base import BitLayer
 from bitlayers.registry import LAYER_REGISTRY, layer_for
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
-Selection = Collection[str] | Callable[[str, nn.Module], bool]
+Filter = str | Callable[[str, nn.Module], bool]
+Selection = Filter | Collection[Filter]
 
 
 def convert(
@@ -29,41 +31,79 @@ def convert(
     Args:
         model: any module; with inplace it keeps its Parameters, so optimizers and tied weights stay good.
         config: of the new layers; BitNet b1.58 if None.
-        include: what to convert: globs, or a callable (qualified name, module) -> bool. None: everything.
-        exclude: what to leave, likewise. A glob matches a module's qualified name, its last part, or those of a module
-            around it.
+        include: what to convert: a glob, a callable (qualified name, module) -> bool, or several of them. None:
+            everything.
+        exclude: what to leave, likewise. A glob matches a module's qualified name, one of its parts, or those of a
+            module around it.
         inplace: False leaves `model` alone and converts a deep copy.
 
     Returns:
         The converted model (for a model that is one dense layer, the new layer).
 
+    Warns:
+        UnconvertedWarning: the model has 3-d Parameters, such as the fused experts of a mixture, which no Bit layer
+            replaces: they are named, and stay as they are. Excluding their module says that this is meant.
+
     Raises:
-        ArgumentError: nothing was converted; the message lists what was seen.
+        ArgumentError: nothing was converted; the message lists what was seen. Or a layer has an option that its Bit
+            layer has not; it is named, and nothing has changed.
     """
     model = model if inplace else deepcopy(model)
-    chosen = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if layer_for(module) is not None
-        and (include is None or _matches(name, module, include))
-        and not _matches(name, module, exclude or ())
-    ]
+    convertible = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if layer_for(module)]
+    chosen = [(name, module) for name, module in convertible if _is_chosen(name, module, include, exclude)]
+    fused = _fused_parameters(model, include, exclude)
     if not chosen:
-        seen = sorted({type(module).__name__ for module in model.modules()})
-        dense = sorted(layer.dense_type.__name__ for layer in LAYER_REGISTRY.values() if layer.dense_type is not None)
-        raise ArgumentError(
-            "model", f"made of {', '.join(seen)}, of which nothing is chosen", f"one of {', '.join(dense)} to convert"
-        )
+        raise ArgumentError("model", _what_was_seen(model, convertible, fused), f"one of {_dense_types()} to convert")
     made: dict[nn.Module, BitLayer] = {}
     for name, module in chosen:
         if module not in made:
-            layer = layer_for(module)
-            assert layer is not None
-            made[module] = layer.from_dense(module, config, copy=False)
+            made[module] = _bit_layer(name, module, config)
+    for name, module in chosen:
         if name == "":
             return made[module]
         model.set_submodule(name, made[module])
+    if fused:
+        warnings.warn(f"3-d parameters stay in floating point: {', '.join(fused)}", UnconvertedWarning, stacklevel=2)
     return model
+
+
+def _is_chosen(name: str, module: nn.Module, include: Selection | None, exclude: Selection | None) -> bool:
+    return (include is None or _matches(name, module, include)) and not _matches(name, module, exclude or ())
+
+
+def _bit_layer(name: str, module: nn.Module, config: BitQuantConfig | None) -> BitLayer:
+    layer = layer_for(module)
+    assert layer is not None
+    try:
+        return layer.from_dense(module, config, copy=False)
+    except ArgumentError as error:
+        raise type(error)(f"{name}: {error.argument}".lstrip(": "), error.was, error.expected) from error
+
+
+def _fused_parameters(model: nn.Module, include: Selection | None, exclude: Selection | None) -> list[str]:
+    """Stacks of matrices that modules of the model's own hold as 3-d Parameters, with their shapes.
+
+    Those of torch.nn's modules (convolutions, say) are no stacks of matrices, nor are position embeddings [1, ...].
+    """
+    return [
+        f"{name}.{parameter_name} {list(parameter.shape)}".lstrip(".")
+        for name, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.nn") and _is_chosen(name, module, include, exclude)
+        for parameter_name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and parameter.shape[0] > 1
+    ]
+
+
+def _what_was_seen(model: nn.Module, convertible: list[tuple[str, nn.Module]], fused: list[str]) -> str:
+    kinds = sorted({type(module).__name__ for module in model.modules()})
+    seen = f"made of {', '.join(kinds)}, of which nothing is chosen"
+    if convertible:
+        seen += f" (left out by include and exclude: {', '.join(name or 'the model' for name, _ in convertible)})"
+    return seen + (f" (3-d parameters: {', '.join(fused)})" if fused else "")
+
+
+def _dense_types() -> str:
+    return ", ".join(sorted(layer.dense_type.__name__ for layer in LAYER_REGISTRY.values() if layer.dense_type))
 
 
 def deploy(model: ModuleType) -> ModuleType:
@@ -86,7 +126,7 @@ def deploy(model: ModuleType) -> ModuleType:
         try:
             packed[name] = PackedWeight.from_float(layer._master_matrix(), layer.quant_config)
         except ArgumentError as error:
-            raise type(error)(f"{name}.{error.argument}", error.was, error.expected) from error
+            raise type(error)(f"{name}.{error.argument}".lstrip("."), error.was, error.expected) from error
     for name, layer in waiting.items():
         layer._become_deployed(packed[name])
     model.eval()
@@ -96,6 +136,8 @@ def deploy(model: ModuleType) -> ModuleType:
 def _matches(name: str, module: nn.Module, selection: Selection) -> bool:
     if callable(selection):
         return selection(name, module)
+    if not isinstance(selection, str):
+        return any(_matches(name, module, item) for item in selection)
     parts = name.split(".")
     around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(fnmatchcase(candidate, pattern) for pattern in selection for candidate in (*around, *parts))
+    return any(fnmatchcase(candidate, selection) for candidate in (*around, *parts))

@@ -4,8 +4,6 @@ config.json: {"model_type", "deployed", "config": {...}, "quant_config": {...}}.
 `weight` of training layers, `weight_packed` and `weight_scale` of deployed ones.
 """
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import CheckpointError, ConfigError
+from bitmodels.replace_file import replace_file
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -42,11 +41,11 @@ def write_checkpoint(directory: Path, config: CheckpointConfig, state: dict[str,
         shared_with = storages.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
         if shared_with != name:
             tensors[name] = tensor.clone()  # safetensors refuses tensors that share memory
-    _replace(
-        directory / WEIGHTS_FILE,
-        save(tensors, metadata={"format": "pt", "storage_format": config.quant_config.storage_format}),
-    )
-    _replace(directory / CONFIG_FILE, config.model_dump_json(indent=2).encode() + b"\n")
+    metadata = {"format": "pt", "storage_format": config.quant_config.storage_format}
+    with replace_file(directory / WEIGHTS_FILE) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+    with replace_file(directory / CONFIG_FILE) as temporary:
+        temporary.write_bytes(config.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_config(directory: Path) -> CheckpointConfig:
@@ -81,15 +80,3 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> 
         raise CheckpointError(f"{source}: {error}") from error
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{source} does not fit its config.json: {error}") from error
-
-
-def _replace(path: Path, contents: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

@@ -17,6 +17,7 @@ class CompiledKernel(BitKernelBase):
     """A kernel behind the operators bitlab::packed_linear and bitlab::packed_linear_group."""
 
     has_cpp_backend = True
+    weight_dtypes = frozenset({"ternary", "int4"})
     dtypes = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
     def __init__(self, config: BitQuantConfig) -> None:
@@ -33,8 +34,8 @@ class CompiledKernel(BitKernelBase):
     def unsupported_reason(cls, request: KernelRequest) -> str | None:
         config = request.config
         reasons = [super().unsupported_reason(request)]
-        if config.weight_granularity == "per_group":
-            reasons.append(cls._group_reason(storage_format_of(config), config.group_size))
+        if config.weight_granularity == "per_group" and config.packed_format in STORAGE_FORMATS:
+            reasons.append(cls._group_reason(config.packed_format, config.group_size))
         if config.weight_dtype == "int4" and (request.in_features or 0) > MAX_INT4_IN_FEATURES:
             reasons.append(f"in_features is {request.in_features}, int32 sums hold {MAX_INT4_IN_FEATURES} of int4")
         return "; ".join(reason for reason in reasons if reason) or None
@@ -85,14 +86,9 @@ def _raise_if_out_of_memory(error: Exception, x: Tensor) -> None:
 
 def operator_mode(config: BitQuantConfig) -> int:
     """The integer that tells the operators what to compute: `Mode` in csrc/bindings, without a kernel's index."""
-    storage_format = STORAGE_FORMATS.index(storage_format_of(config))
+    storage_format = STORAGE_FORMATS.index(config.packed_format)
     quantization = (
         2 if config.activation_dtype == "float32" else ("per_token", "per_tensor").index(config.activation_granularity)
     )
     group_size = config.group_size if config.weight_granularity == "per_group" else 0
     return storage_format << 8 | quantization << 10 | group_size << 16
-
-
-def storage_format_of(config: BitQuantConfig) -> str:
-    """One of STORAGE_FORMATS."""
-    return config.storage_format if config.weight_dtype == "ternary" else "int4"

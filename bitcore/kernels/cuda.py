@@ -33,6 +33,15 @@ class CudaKernel(CompiledKernel):
         if max(capabilities) < LOWEST_CAPABILITY:
             major, minor = max(capabilities)
             return f"the GPU has compute capability {major}.{minor}, needs 7.5 (Turing) or newer"
+        built = extensions.cuda_architectures()
+        if built and not any(
+            _runs_on(architecture, capability) for architecture in built for capability in capabilities
+        ):
+            major, minor = max(capabilities)
+            return (
+                f"built for compute capability {', '.join(built)}, the GPU has {major}.{minor}; "
+                f"rebuild with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+            )
         return None
 
     @classmethod
@@ -50,3 +59,16 @@ class CudaKernel(CompiledKernel):
         if group_size % multiple == 0:
             return None
         return f"group_size is {group_size}, serves multiples of {multiple} in {storage_format}"
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for `architecture` ("8.6", "9.0a", "10.0+PTX") runs on a GPU: its own and later minor versions; with
+    PTX all later ones; with architecture-specific instructions ("a") its own alone.
+    """
+    number = architecture.removesuffix("+PTX").removesuffix("a")
+    major, minor = (int(part) for part in number.split("."))
+    if architecture.removesuffix("+PTX").endswith("a"):
+        return capability == (major, minor)
+    if architecture.endswith("+PTX"):
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor

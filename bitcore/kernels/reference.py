@@ -21,6 +21,7 @@ from bitcore.kernels.registry import KernelRegistry
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import dequantize, per_weight, quantize_activations
 
+LARGEST_WEIGHT = {"ternary": 1, "int4": 15, "int8": 128}  # minus the zero point
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here, so a sum that stays below is exact in any order
 
 
@@ -61,8 +62,8 @@ class ReferenceKernel(BitKernelBase):
         return (values - per_weight(weight.zero_point, values, self.config)).float()
 
     def _exact_product(self, q: Tensor, values: Tensor) -> Tensor:
-        """float32(q @ values.T) with an exact int32 sum, by float32 products that cannot round."""
-        largest = 1 if self.config.weight_dtype == "ternary" else 15
+        """float32(q @ values.T) with an exact integer sum, by float32 products that cannot round."""
+        largest = LARGEST_WEIGHT[self.config.weight_dtype]
         step = EXACT_FLOAT32 // (128 * largest) - 1
         if q.shape[1] <= step:
             return q @ values.T
@@ -70,4 +71,4 @@ class ReferenceKernel(BitKernelBase):
             (a @ b.T).to(torch.int32)
             for a, b in zip(torch.split(q, step, 1), torch.split(values, step, 1), strict=True)
         ]
-        return torch.stack(parts).sum(0, dtype=torch.int32).float()
+        return torch.stack(parts).sum(0).float()

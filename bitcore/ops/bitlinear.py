@@ -22,6 +22,7 @@ def forward(
     quant_config: BitQuantConfig | None = None,
     training: bool = True,
     *,
+    quantization_lambda: float = 1.0,
     qweight: Tensor | None = None,
     qweight_scale: Tensor | None = None,
     qweight_zero_point: Tensor | None = None,
@@ -35,6 +36,8 @@ def forward(
         quant_config: BitNet b1.58 if None.
         training: True multiplies fake-quantized values in floating point; gradients go through quantization unchanged
             (STE). False runs the best kernel for x's device and dtype on packed weights.
+        quantization_lambda: in training, 0 (floating point) to 1 (what inference computes): weights and activations are
+            x + quantization_lambda * (quantize(x) - x).
         qweight: for inference, in place of `weight`: int8 values [N, K] as `prepare_weights` gives, packed at every
             call, or uint8 [N, bytes] as bitcore.packing gives, read in place.
         qweight_scale: float32 scale of `qweight`.
@@ -51,7 +54,9 @@ def forward(
     if training:
         if weight is None:
             raise ArgumentError("weight", None, "a float tensor [out_features, in_features] in training")
-        return forward_training(x, weight, bias, config)
+        if not 0 <= quantization_lambda <= 1:
+            raise ArgumentError("quantization_lambda", quantization_lambda, "0 to 1")
+        return forward_training(x, weight, bias, config, quantization_lambda)
     packed = _packed(x, weight, qweight, qweight_scale, qweight_zero_point, config)
     request = KernelRequest(config, x.device.type, x.dtype, packed.in_features, packed.packed.shape[0])
     return forward_packed(KernelRegistry.resolve(request), x, packed, bias, weight)
@@ -61,7 +66,7 @@ def prepare_weights(weight: Tensor, quant_config: BitQuantConfig | None = None) 
     """Quantizes `weight` [N, K] for `forward(training=False)`: (float32 scale, int8 values [N, K]).
 
     Raises:
-        QuantizationError: a weight is NaN or infinite.
+        QuantizationError: a weight is NaN or infinite, or so large that its scale is.
         ArgumentError: the config's quantizer has a zero point: use `Int4Quantizer` and pass all three.
     """
     config = quant_config if quant_config is not None else BitQuantConfig()
@@ -70,20 +75,18 @@ def prepare_weights(weight: Tensor, quant_config: BitQuantConfig | None = None) 
     with torch.no_grad():
         check_finite("weight", weight)
         values, scale, _ = quantizer_for(config).quantize_weight(weight.detach())
+        check_finite("weight_scale", scale)
     return scale, values
 
 
-def forward_training(x: Tensor, weight: Tensor, bias: Tensor | None, config: BitQuantConfig) -> Tensor:
+def forward_training(
+    x: Tensor, weight: Tensor, bias: Tensor | None, config: BitQuantConfig, quantization_lambda: float = 1.0
+) -> Tensor:
     """F.linear on fake-quantized `x` [..., K] and `weight` [N, K]; see `forward`."""
     check_training_input(x, weight)
-    return multiply_quantized(x, quantizer_for(config).fake_quantize(weight), bias, config)
-
-
-def multiply_quantized(x: Tensor, fake_quantized_weight: Tensor, bias: Tensor | None, config: BitQuantConfig) -> Tensor:
-    """F.linear on fake-quantized `x` [..., K] and a weight [N, K] that is fake-quantized already."""
     if config.activation_dtype == "int8":
-        x = fake_quantize_activations(x, config.activation_granularity)
-    return F.linear(x, fake_quantized_weight, bias)
+        x = fake_quantize_activations(x, config.activation_granularity, quantization_lambda)
+    return F.linear(x, quantizer_for(config).fake_quantize(weight, quantization_lambda), bias)
 
 
 def forward_packed(
@@ -101,6 +104,11 @@ def forward_packed(
 def check_training_input(x: Tensor, weight: Tensor) -> None:
     """Raises the typed error of an `x` that `weight` [N, K] cannot multiply."""
     check_input(x, weight.shape[1], weight.device)
+    check_training_dtype(x, weight)
+
+
+def check_training_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raises DtypeError where `x` and `weight` cannot be multiplied in training."""
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise DtypeError("x", x.dtype, f"{weight.dtype}, the weight's dtype")
 
@@ -125,7 +133,7 @@ def _packed(
         raise DtypeError("qweight", qweight.dtype, "torch.int8 values or torch.uint8 packed bytes")
     if x.dim() == 0:
         raise ShapeError("x", "of shape []", "[..., in_features]")
-    columns = packed_columns(x.shape[-1], config.storage_format if config.weight_dtype == "ternary" else "int4")
+    columns = packed_columns(x.shape[-1], config.packed_format)
     if qweight.dim() != 2 or qweight.shape[1] != columns:
         raise ShapeError(
             "qweight", f"of shape {list(qweight.shape)}", f"[out_features, {columns}] for x of {x.shape[-1]} features"
@@ -140,14 +148,15 @@ class _PackedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bias: Tensor | None, master: Tensor | None, kernel: BitKernelBase, weight: PackedWeight
     ) -> Tensor:
-        ctx.save_for_backward(x, weight.packed, weight.scale, weight.zero_point)
+        clipped = kernel.config.ste == "clipped"
+        ctx.save_for_backward(x, weight.packed, weight.scale, weight.zero_point, master if clipped else None)
         ctx.config = kernel.config
         return kernel.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
-        x, packed, scale, zero_point = ctx.saved_tensors
+        x, packed, scale, zero_point, clipped_master = ctx.saved_tensors
         config: BitQuantConfig = ctx.config
         x_gradient = bias_gradient = master_gradient = None
         if ctx.needs_input_grad[0]:
@@ -164,4 +173,7 @@ class _PackedLinear(torch.autograd.Function):
                 else fake_quantize_activations(x, config.activation_granularity)
             )
             master_gradient = flat.float().T @ quantized.reshape(-1, x.shape[-1]).float()
+            if clipped_master is not None:
+                within_range = quantizer_for(config).within_range(clipped_master, scale, zero_point)
+                master_gradient = master_gradient * within_range
         return x_gradient, bias_gradient, master_gradient, None, None

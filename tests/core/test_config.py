@@ -10,7 +10,7 @@ from bitcore.exceptions import ConfigError
 
 @st.composite
 def configs(draw: st.DrawFn) -> BitQuantConfig:
-    weight_dtype = draw(st.sampled_from(["ternary", "int4"]))
+    weight_dtype = draw(st.sampled_from(["ternary", "int4", "int8"]))
     return BitQuantConfig(
         weight_dtype=weight_dtype,
         weight_granularity=draw(st.sampled_from(["per_tensor", "per_channel", "per_group"])),
@@ -20,6 +20,8 @@ def configs(draw: st.DrawFn) -> BitQuantConfig:
         activation_dtype=draw(st.sampled_from(["int8", "float32"])),
         activation_granularity=draw(st.sampled_from(["per_token", "per_tensor"])),
         storage_format=draw(st.sampled_from(["2bit", "base3"])) if weight_dtype == "ternary" else "2bit",
+        weight_scale_dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"])),
+        ste=draw(st.sampled_from(["identity", "clipped"])),
     )
 
 
@@ -33,6 +35,7 @@ def test_default_is_bitnet_b158() -> None:
     )
     assert (config.activation_dtype, config.activation_granularity) == ("int8", "per_token")
     assert (config.threshold_factor, config.group_size, config.storage_format) == (0.05, 128, "2bit")
+    assert (config.weight_scale_dtype, config.ste) == ("float32", "identity")
 
 
 @given(configs())
@@ -64,8 +67,11 @@ def test_older_name_of_per_token_is_read() -> None:
     assert BitQuantConfig(activation_granularity="per_channel") == BitQuantConfig()
 
 
-def test_int4_gets_its_own_quantizer() -> None:
-    assert BitQuantConfig(weight_dtype="int4").weight_quantizer == "absmax"
+@pytest.mark.parametrize("weight_dtype", ["int4", "int8"])
+def test_integers_get_their_own_quantizer_and_format(weight_dtype: str) -> None:
+    config = BitQuantConfig(weight_dtype=weight_dtype)
+    assert (config.weight_quantizer, config.packed_format) == ("absmax", weight_dtype)
+    assert BitQuantConfig(storage_format="base3").packed_format == "base3"
 
 
 def test_wrong_value_names_field_value_and_choices() -> None:
@@ -89,6 +95,8 @@ def test_misspelt_field_names_the_field_and_a_near_one() -> None:
         ),
         ({"weight_quantizer": "absmax"}, "weight_quantizer is absmax, expected one of absmean, absmedian, threshold"),
         ({"weight_dtype": "int4", "storage_format": "base3"}, "storage_format is base3, which stores ternary weights"),
+        ({"weight_dtype": "int8", "storage_format": "base3"}, "storage_format is base3.*weight_dtype is int8"),
+        ({"weight_dtype": "int8", "weight_quantizer": "minmax"}, "is minmax, expected one of absmax for int8 weights"),
         ({"threshold_factor": 1.5}, "threshold_factor"),
         ({"threshold_factor": float("nan")}, "threshold_factor"),
         ({"group_size": 0}, "group_size"),
@@ -97,3 +105,10 @@ def test_misspelt_field_names_the_field_and_a_near_one() -> None:
 def test_impossible_combinations_say_why(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BitQuantConfig(**fields)
+
+
+def test_text_names_what_differs_from_the_default() -> None:
+    text = str(BitQuantConfig(weight_scale_dtype="bfloat16", ste="clipped"))
+    assert "with bfloat16 scales" in text
+    assert "clipped STE" in text
+    assert "float32" not in str(BitQuantConfig())

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitcore.exceptions import ArgumentError, DtypeError, QuantizationError, ShapeError
-from bitcore.packing import pack_int4, pack_ternary, packed_columns, unpack_int4, unpack_ternary
+from bitcore.packing import (
+    pack_int4,
+    pack_int8,
+    pack_ternary,
+    packed_columns,
+    unpack_int4,
+    unpack_int8,
+    unpack_ternary,
+)
 
 SIZES = st.tuples(st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**31))
 
@@ -35,6 +43,15 @@ def test_int4_round_trip(sizes: tuple[int, int, int]) -> None:
     packed = pack_int4(values)
     assert packed.shape == (rows, -(-columns // 2))
     assert torch.equal(unpack_int4(packed, columns), values)
+
+
+def test_int8_is_every_byte_once() -> None:
+    values = torch.arange(-128, 128).reshape(2, 128)
+    packed = pack_int8(values)
+    assert packed.flatten().tolist() == list(range(256))
+    assert packed.dtype == torch.uint8
+    assert torch.equal(unpack_int8(packed, 128), values.to(torch.int8))
+    assert torch.equal(pack_int8(values.float()), packed)
 
 
 @given(st.integers(1, 40), st.integers(0, 2**31))
@@ -116,6 +133,10 @@ def test_wrong_packed_tensors_are_refused() -> None:
         unpack_ternary(packed, 16, "3bit")  # type: ignore[arg-type]
     with pytest.raises(QuantizationError, match="w_int4 is from 8 to 8"):
         pack_int4(torch.tensor([[8]]))
+    with pytest.raises(QuantizationError, match="w_int8 is from 128 to 128"):
+        pack_int8(torch.tensor([[128]]))
+    with pytest.raises(ShapeError, match=r"packed is of shape \[1, 3\], expected \[out_features, 2\]"):
+        unpack_int8(torch.zeros(1, 3, dtype=torch.uint8), 2)
 
 
 def test_meta_tensors_pack_to_shapes() -> None:

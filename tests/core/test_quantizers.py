@@ -204,3 +204,31 @@ def test_wrong_weights_are_refused() -> None:
         ternary_quantize(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ArgumentError, match=r"config.weight_dtype is int4, expected ternary"):
         ternary_quantize(torch.randn(2, 2), BitQuantConfig.int4())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_scale_is_rounded_and_the_integers_are_not(granularity: str) -> None:
+    weight = torch.randn(7, 41)
+    plain = BitQuantConfig(weight_granularity=granularity, group_size=16)
+    values, scale = TernaryQuantizer(plain).quantize(weight)
+    for dtype in (torch.bfloat16, torch.float16):
+        config = plain.model_copy(update={"weight_scale_dtype": str(dtype).removeprefix("torch.")})
+        rounded_values, rounded = TernaryQuantizer(config).quantize(weight)
+        assert torch.equal(rounded_values, values)
+        assert torch.equal(rounded, scale.to(dtype).float())
+        assert rounded.dtype == torch.float32
+
+
+def test_lambda_is_exact_at_both_ends() -> None:
+    weight, x = torch.randn(4, 9), torch.randn(4, 9)
+    quantizer = quantizer_for(BitQuantConfig())
+    assert torch.equal(quantizer.fake_quantize(weight, 0.0), weight)
+    assert torch.equal(quantizer.fake_quantize(weight, 1.0), quantizer.fake_quantize(weight))
+    assert torch.equal(fake_quantize_activations(x, quantization_lambda=0.0), x)
+
+
+def test_the_clipped_ste_of_ternary_values() -> None:
+    weight = torch.tensor([[0.1, -0.1, 4.0, -4.0, 0.8, -0.8]], requires_grad=True)  # the mean is 1.63
+    ternary, _ = ternary_quantize_ste(weight, BitQuantConfig(ste="clipped"))
+    ternary.sum().backward()
+    assert weight.grad.tolist() == [[1, 1, 0, 0, 1, 1]]

@@ -1,6 +1,7 @@
 """Decisions, on this machine and on invented ones."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from torch import Tensor
 from bitcore import BitQuantConfig, extensions
 from bitcore.exceptions import ArgumentError, ExtensionWarning, KernelNotFoundError
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest, registry
+from bitcore.kernels.cuda import CudaKernel
 from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLinear
@@ -94,6 +96,20 @@ def test_compiled_kernels_refuse_int4_sums_that_int32_does_not_hold() -> None:
             kernel.unsupported_reason(KernelRequest(BitQuantConfig.int4(), "cpu", torch.float32, in_features, 1))
             == reason
         )
+
+
+def test_int8_weights_are_the_references() -> None:
+    config = BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel")
+    assert KernelRegistry.get_kernel_for_config(config).name == "reference"
+    with pytest.raises(KernelNotFoundError, match="weight_dtype is int8, serves int4, ternary"):
+        KernelRegistry.get_kernel_by_name("portable", config)
+
+
+def test_sums_of_int8_weights_beyond_int32_are_exact() -> None:
+    config = BitQuantConfig(weight_dtype="int8")
+    weight = PackedWeight(torch.zeros(1, 2**18, dtype=torch.uint8), torch.ones(1), None, 2**18)  # all are -128
+    y = ReferenceKernel(config).linear(torch.ones(1, 2**18), weight)
+    assert y.item() == pytest.approx(-(2.0**25), rel=1e-6)
 
 
 def test_use_reaches_layers_that_have_decided(own_registry: None) -> None:
@@ -270,3 +286,40 @@ def test_an_unfinished_kernel_is_a_row_and_never_chosen(own_registry: None) -> N
     assert "unfinished" not in KernelRegistry.list_available_kernels()
     with pytest.raises(KernelNotFoundError, match="does not define linear"):
         KernelRegistry.get_kernel_by_name("unfinished", CONFIG)
+
+
+def test_int8_weights_a_group_are_refused_with_a_reason_by_all_but_the_reference() -> None:
+    config = BitQuantConfig(weight_dtype="int8", weight_granularity="per_group")
+    for device_type in ("cpu", "cuda"):
+        request = KernelRequest(config, device_type, torch.float32)
+        for name, kernel in KernelRegistry._kernels.items():
+            assert (kernel.unsupported_reason(request) is None) == (name == "reference")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "reason"),
+    [
+        ((7, 0), ("7.5",), "the GPU has compute capability 7.0, needs 7.5"),
+        (
+            (8, 0),
+            ("9.0a",),
+            "built for compute capability 9.0a, the GPU has 8.0; rebuild with TORCH_CUDA_ARCH_LIST=8.0",
+        ),
+        ((8, 0), ("8.6",), "built for compute capability 8.6, the GPU has 8.0"),
+        ((9, 0), ("8.0", "10.0+PTX"), "built for compute capability 8.0, 10.0\\+PTX, the GPU has 9.0"),
+        ((8, 9), ("8.6",), None),
+        ((12, 0), ("9.0a", "10.0+PTX"), None),
+        ((9, 0), ("9.0a",), None),
+    ],
+)
+def test_a_gpu_that_the_cuda_kernels_are_not_for_is_named(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: tuple[str, ...], reason: str | None
+) -> None:
+    monkeypatch.setattr(extensions, "why_cuda_missing", lambda: None)
+    monkeypatch.setattr(extensions, "cuda_architectures", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    found = CudaKernel.unavailable_reason()
+    assert (found is None) == (reason is None)
+    assert reason is None or re.match(reason, found or "")

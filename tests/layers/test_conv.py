@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitcore import BitQuantConfig
-from bitcore.exceptions import DtypeError, ShapeError
-from bitlayers import BitConv2d
+from bitcore.exceptions import DeviceError, DtypeError, ShapeError
+from bitlayers import BitConv2d, assert_deploy_equal, patches
 
 SHAPES = [
     {"in_channels": 3, "out_channels": 5, "kernel_size": 3},
@@ -22,6 +22,13 @@ SHAPES = [
         "bias": False,
     },
     {"in_channels": 2, "out_channels": 3, "kernel_size": 2, "padding": (1, 2), "padding_mode": "circular"},
+    {"in_channels": 6, "out_channels": 12, "kernel_size": (1, 3), "stride": (3, 1), "groups": 6},  # skips rows of x
+]
+INT8 = [
+    BitQuantConfig(),
+    BitQuantConfig.int8_per_tensor(),
+    BitQuantConfig(weight_granularity="per_channel", activation_granularity="per_tensor"),
+    BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_channel"),
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
@@ -42,17 +49,71 @@ def test_float_activations_equal_a_convolution(shape: dict[str, object], granula
 
 
 @every_shape
-@pytest.mark.parametrize(
-    "config",
-    [BitQuantConfig(), BitQuantConfig(weight_granularity="per_channel"), BitQuantConfig.int8_per_tensor()],
-    ids=str,
-)
+@pytest.mark.parametrize("config", INT8, ids=str)
 def test_train_eval_and_deploy_compute_one_function(shape: dict[str, object], config: BitQuantConfig) -> None:
     layer = BitConv2d(**shape, quant_config=config)  # type: ignore[arg-type]
     x = torch.randn(2, layer.in_channels, 9, 8)
     trained, evaluated = layer.train()(x), layer.eval()(x)
     torch.testing.assert_close(trained, evaluated, rtol=1e-4, atol=1e-4)
+    assert_deploy_equal(layer, x)
     assert torch.equal(layer.deploy()(x), evaluated)
+
+
+@every_shape
+@pytest.mark.parametrize("config", INT8, ids=str)
+def test_blocks_are_bounded_and_change_nothing(
+    shape: dict[str, object], config: BitQuantConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = BitConv2d(**shape, quant_config=config)  # type: ignore[arg-type]
+    x = torch.randn(5, layer.in_channels, 9, 8)
+    trained, evaluated = layer.train()(x), layer.eval()(x)
+    made: list[int] = []
+    original = patches.Window.patches
+
+    def watch(self: patches.Window, block: Tensor, groups: int) -> tuple[Tensor, ...]:
+        result = original(self, block, groups)
+        made.append(sum(part.nbytes for part in result))
+        return result
+
+    monkeypatch.setattr(patches.Window, "patches", watch)
+    height, width = evaluated.shape[2:]
+    row_bytes = 4 * width * layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    for limit, blocks in ((2 * height * row_bytes, 3), (2 * row_bytes, 5 * -(-height // 2)), (1, 5 * height)):
+        monkeypatch.setattr(patches, "MAX_BLOCK_BYTES", limit)
+        assert torch.equal(layer.eval()(x), evaluated)
+        assert len(made) == blocks
+        assert max(made) <= max(limit, row_bytes)
+        made.clear()
+        torch.testing.assert_close(layer.train()(x), trained)
+        made.clear()
+
+
+def test_training_keeps_no_patches_but_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "MAX_BLOCK_BYTES", 2**14)
+    layer = BitConv2d(4, 4, 3, padding=1)
+    x = torch.randn(4, 4, 16, 16, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.nbytes), t)[1], lambda t: t):
+        y = layer(x)
+    assert sum(kept) < 4 * x.nbytes  # the patches are nine times x
+    y.sum().backward()
+    monkeypatch.undo()
+    gradients = x.grad.clone(), layer.weight.grad.clone()
+    x.grad = layer.weight.grad = None
+    layer(x).sum().backward()
+    for got, expected in zip(gradients, (x.grad, layer.weight.grad), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_per_tensor_has_one_scale_for_all_of_the_input(training: bool) -> None:
+    """Also where a group or the stride does not see its largest value."""
+    layer = BitConv2d(2, 2, 1, stride=2, groups=2, quant_config=BitQuantConfig.int8_per_tensor()).train(training)
+    x = torch.zeros(1, 2, 3, 3)
+    x[0, 0, 1, 1], x[0, 1, 0, 0] = 127.0, 0.4
+    assert torch.equal(layer(x), layer.bias.reshape(1, 2, 1, 1).expand(1, 2, 2, 2))
+    x[0, 0, 1, 1] = float("nan")
+    assert layer(x).isnan().all()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -79,4 +140,8 @@ def test_wrong_input_is_named() -> None:
         layer(torch.randn(2, 3, 2, 2))
     with pytest.raises(DtypeError, match=r"x is torch.uint8"):
         layer(torch.zeros(2, 3, 5, 5, dtype=torch.uint8))
+    with pytest.raises(DeviceError, match="x is on meta, expected on cpu"):
+        layer(torch.zeros(2, 3, 5, 5, device="meta"))
+    with pytest.raises(DtypeError, match=r"x is torch.float64, expected torch.float32, the weight's dtype"):
+        BitConv2d(3, 5, 3)(torch.zeros(2, 3, 5, 5, dtype=torch.float64))
     assert layer(torch.randn(0, 3, 5, 5)).shape == (0, 5, 3, 3)

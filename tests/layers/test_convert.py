@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bitcore import BitQuantConfig, QuantizationError
-from bitcore.exceptions import ArgumentError, LayerStateError
+from bitcore.exceptions import ArgumentError, LayerStateError, UnconvertedWarning
 from bitlayers import LAYER_REGISTRY, BitConv2d, BitEmbedding, BitLinear, convert, deploy, memory_report, register_layer
 
 
@@ -133,3 +133,65 @@ def test_registry_takes_new_layers_and_refuses_taken_names(monkeypatch: pytest.M
     assert type(convert(nn.Sequential(nn.Linear(2, 2)))[0]) is ScaledLinear
     with pytest.raises(ArgumentError, match="name is 'BitLinear', expected another name"):
         register_layer("BitLinear")(ScaledLinear)
+
+
+class Experts(nn.Module):
+    """As mixtures of experts hold them: one Parameter for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 8, 16))
+        self.down_proj = nn.Parameter(torch.randn(4, 16, 8))
+
+
+class Mixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.router = nn.Linear(8, 4)
+        self.experts = Experts()
+        self.mixer = nn.Conv1d(8, 8, 3)
+
+
+def test_fused_experts_are_named() -> None:
+    expected = (
+        r"3-d parameters stay in floating point: experts.gate_up_proj \[4, 8, 16\], experts.down_proj \[4, 16, 8\]$"
+    )
+    with pytest.warns(UnconvertedWarning, match=expected) as warned:
+        model = convert(Mixture())
+    assert warned[0].filename == __file__
+    assert type(model.router) is BitLinear
+    with pytest.raises(ArgumentError, match=r"\(3-d parameters: experts.gate_up_proj \[4, 8, 16\]"):
+        convert(Mixture(), exclude="router")
+
+
+@pytest.mark.filterwarnings("error")
+def test_experts_that_are_left_on_purpose_are_not() -> None:
+    convert(Mixture(), exclude="experts")
+    convert(Mixture(), include="router")
+    convert(Block())
+
+
+def test_nothing_to_convert_lists_what_was_left_out() -> None:
+    expected = (
+        r"model is made of Linear, ReLU, Sequential, of which nothing is chosen "
+        r"\(left out by include and exclude: 0, 2\), expected one of Conv2d, Embedding, Linear to convert"
+    )
+    with pytest.raises(ArgumentError, match=expected):
+        convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), include="encoder")
+
+
+def test_a_layer_that_cannot_be_converted_is_named_and_nothing_changes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(5, 4, max_norm=1.0))
+    with pytest.raises(ArgumentError, match=r"^1: nn.Embedding.max_norm is 1.0, expected None"):
+        convert(model)
+    assert type(model[0]) is nn.Linear
+    assert type(convert(model, exclude="1")[0]) is BitLinear
+
+
+def test_a_single_bad_layer_has_no_name_to_tell() -> None:
+    layer = BitLinear(3, 2)
+    with torch.no_grad():
+        layer.weight[1, 2] = float("inf")
+    with pytest.raises(QuantizationError, match=r"^weight is inf at \[1, 2\], expected finite"):
+        deploy(layer)

@@ -3,13 +3,15 @@ import torch
 from torch import nn
 
 from bitcore import BitQuantConfig
-from bitcore.exceptions import DtypeError
+from bitcore.exceptions import ArgumentError, DtypeError
+from bitcore.packed_weight import PackedWeight
 from bitlayers import BitEmbedding
 
 CONFIGS = [
     BitQuantConfig(),
     BitQuantConfig(weight_granularity="per_channel", storage_format="base3"),
     BitQuantConfig.int4(8),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
     BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_group", group_size=8),
 ]
 
@@ -45,3 +47,32 @@ def test_from_dense_and_wrong_indices() -> None:
     with pytest.raises(DtypeError, match=r"indices is torch\.float32, expected an integer dtype"):
         layer(torch.zeros(2))
     assert layer.deploy()(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}], ids=str)
+def test_options_that_quantized_rows_have_not_are_refused(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(ArgumentError, match=rf"nn.Embedding.{name} is .*, expected (None|False)"):
+        BitEmbedding.from_dense(nn.Embedding(13, 4, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["train", "eval", "deployed"])
+def test_an_index_beyond_the_table_is_refused(state: str) -> None:
+    layer = BitEmbedding(13, 4, quant_config=BitQuantConfig(weight_granularity="per_channel")).train(state == "train")
+    if state == "deployed":
+        layer.deploy()
+    with pytest.raises(IndexError):
+        layer(torch.tensor([13]))
+
+
+def test_only_the_rows_that_are_read_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = PackedWeight.values
+
+    def watch(self: PackedWeight, config: BitQuantConfig) -> torch.Tensor:
+        seen.append(self.packed.shape[0])
+        return original(self, config)
+
+    monkeypatch.setattr(PackedWeight, "values", watch)
+    BitEmbedding(1000, 8).deploy()(torch.tensor([[3, 999, 3]]))
+    assert seen == [3]

@@ -12,6 +12,7 @@ CONFIGS = [
     BitQuantConfig(storage_format="base3"),
     BitQuantConfig.int4(8),
     BitQuantConfig(weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
 ]
 
 
@@ -117,6 +118,17 @@ def test_a_half_precision_scale_in_a_file_is_widened() -> None:
     layer.load_state_dict({**state, "weight_scale": state["weight_scale"].bfloat16()}, assign=True)
     assert layer.weight_scale.dtype == torch.float32
     assert layer(torch.randn(1, 20)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_scale_loses_nothing_where_it_was_trained_with(dtype: torch.dtype) -> None:
+    config = BitQuantConfig(weight_scale_dtype=str(dtype).removeprefix("torch."), weight_granularity="per_channel")
+    layer, target = BitLinear(20, 6, quant_config=config), BitLinear(20, 6, quant_config=config).deploy()
+    x = torch.randn(3, 20)
+    evaluated = layer.eval()(x)
+    state = layer.deploy().state_dict()
+    target.load_state_dict({**state, "weight_scale": state["weight_scale"].to(dtype)})
+    assert torch.equal(target(x), evaluated)
 
 
 def test_every_kind_of_layer_round_trips() -> None:

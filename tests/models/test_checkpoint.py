@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from bitcore import BitQuantConfig, CheckpointError
 from bitcore.exceptions import ModelNotFoundError
 from bitmodels import AutoBitModel
-from bitmodels import checkpoint as checkpoint_module
 from bitmodels.mlp import BitMLPConfig, BitMLPModel
 
 CONFIG = BitMLPConfig(n_layers=3, in_channels=20, hidden_dim=16, out_channels=3, full_precision_last=True)
@@ -124,7 +123,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytes
     def full_disk(descriptor: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint_module.os, "fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         BitMLPModel(CONFIG).save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

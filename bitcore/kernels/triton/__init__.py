@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitcore.config import BitQuantConfig
 from bitcore.kernels.base import BitKernelBase, KernelRequest, check_linear_arguments
-from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES, operator_mode, storage_format_of
+from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES, operator_mode
 from bitcore.kernels.registry import KernelRegistry
 from bitcore.packed_weight import PackedWeight
 
@@ -28,6 +28,7 @@ class TritonKernel(BitKernelBase):
 
     device_types = frozenset({"cpu" if INTERPRETED else "cuda"})
     why_this_place = "on Hopper 1.0 to 1.5 times the time of cuda up to 16 tokens, 0.9 to 1.1 times from 1024 on"
+    weight_dtypes = frozenset({"ternary", "int4"})
     # The interpreter cuts bfloat16 off instead of rounding it.
     dtypes = frozenset({torch.float32, torch.float16} | (set() if INTERPRETED else {torch.bfloat16}))
     test_in_features = (127, 128, 129, 640, 641)  # around its blocks
@@ -56,11 +57,12 @@ class TritonKernel(BitKernelBase):
     def unsupported_reason(cls, request: KernelRequest) -> str | None:
         config = request.config
         reasons = [super().unsupported_reason(request)]
-        if config.weight_granularity == "per_group":
-            storage_format = storage_format_of(config)
-            multiple = GROUP_MULTIPLES[storage_format]
+        if config.weight_granularity == "per_group" and config.packed_format in GROUP_MULTIPLES:
+            multiple = GROUP_MULTIPLES[config.packed_format]
             if config.group_size % multiple:
-                reasons.append(f"group_size is {config.group_size}, serves multiples of {multiple} in {storage_format}")
+                reasons.append(
+                    f"group_size is {config.group_size}, serves multiples of {multiple} in {config.packed_format}"
+                )
         if config.weight_dtype == "int4" and (request.in_features or 0) > MAX_INT4_IN_FEATURES:
             reasons.append(f"in_features is {request.in_features}, int32 sums hold {MAX_INT4_IN_FEATURES} of int4")
         return "; ".join(reason for reason in reasons if reason) or None

@@ -12,7 +12,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from bitcore.config import BitQuantConfig
-from bitcore.kernels.compiled import operator_mode, storage_format_of
+from bitcore.kernels.compiled import operator_mode
 from bitcore.kernels.triton.launch import Call, launch
 from bitcore.kernels.triton.operator import read_mode
 from bitcore.kernels.triton.tiles import (
@@ -87,7 +87,7 @@ def best(config: BitQuantConfig, weight: PackedWeight, tokens: int) -> TunedRow:
             continue  # this GPU has less shared memory
     tile = min(timed, key=timed.__getitem__)
     return TunedRow(
-        storage_format=storage_format_of(config),
+        storage_format=config.packed_format,
         activations=calls[0].activations,
         tokens=tokens,
         out_features=weight.packed.shape[0],
