@@ -15,7 +15,7 @@ BIN := .venv/bin
 .PHONY: demo test test-core test-neon test-triton test-gpu compile-cuda bench check lint types clean
 
 demo: .venv/ready
-	$(BIN)/python examples/digits_mlp.py
+	$(BIN)/python examples/mnist_mlp.py --compare --seeds 5
 
 test: .venv/ready
 	$(BIN)/python -m pytest

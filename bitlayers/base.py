@@ -18,6 +18,7 @@ from bitcore.exceptions import BitLabError, CheckpointError, DtypeError, KernelN
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import quantizer_for
+from bitlayers.fused_optimizers import notice_fused_steps
 
 PACKED_NAMES = ("weight_packed", "weight_scale", "weight_zero_point")
 
@@ -139,6 +140,7 @@ class BitLayer(nn.Module):
             return PackedWeight.from_float(self._master_matrix(), self.quant_config)
         version = (master._version, master.data_ptr())
         if self._packed_master is None or self._packed_master[1] is not master or self._packed_master[2] != version:
+            notice_fused_steps()
             self._packed_master = (PackedWeight.from_float(self._master_matrix(), self.quant_config), master, version)
         return self._packed_master[0]
 

@@ -1,9 +1,6 @@
-"""Every Python block of the README and the docs runs, page by page, and so do the example programs."""
+"""Every Python block of the README and the docs runs, page by page."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,41 +23,6 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
     KernelRegistry._forget_decisions()
-
-
-def test_digits_mlp(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "examples/digits_mlp.py",
-        "--seeds",
-        "1",
-        "--epochs",
-        "6",
-        "--hidden",
-        "64",
-        "--out",
-        str(tmp_path),
-    ]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "deployed logits equal eval logits bit for bit" in result.stdout
-    assert (tmp_path / "digits_mlp.png").read_bytes().startswith(b"\x89PNG")
-    row = next(line for line in result.stdout.splitlines() if "│ deployed" in line)
-    accuracy = float(re.search(r"([\d.]+)%", row).group(1))
-    assert accuracy > 85  # 10 is chance
-
-
-def test_digits_mlp_refuses_nonsense() -> None:
-    result = subprocess.run(
-        [sys.executable, "examples/digits_mlp.py", "--epochs", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert "--epochs" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_torch_is_left_as_it_was() -> None:

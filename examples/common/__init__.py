@@ -1,0 +1,1 @@
+"""What the examples share: options, data, training, deployment, the table and the plot."""
