@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import BitLabError, CheckpointError, DtypeError, KernelNotFoundError, LayerStateError
+from bitcore.exceptions import (
+    BitLabError,
+    CheckpointError,
+    DtypeError,
+    KernelNotFoundError,
+    LayerStateError,
+    ShapeError,
+)
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import quantizer_for
@@ -106,6 +113,22 @@ class BitLayer(nn.Module):
         if not self.quantize:
             raise LayerStateError(f"{type(self).__name__} has quantize=False: there is nothing to pack")
         self._become_deployed(PackedWeight.from_float(self._master_matrix(), self.quant_config))
+        return self
+
+    def deploy_packed(self, packed: PackedWeight, quant_config: BitQuantConfig) -> Self:
+        """`deploy` with weights that are packed already, as `quant_config` says: the master weight is not looked at.
+
+        Raises:
+            LayerStateError: the layer is deployed already.
+            ShapeError: the packed weight is of another shape than the layer's.
+        """
+        if self.is_deployed:
+            raise LayerStateError(f"{type(self).__name__} is deployed already")
+        was, expected = [packed.packed.shape[0], packed.in_features], [self._rows, self._columns]
+        if was != expected:
+            raise ShapeError("packed", f"of shape {was}", f"{expected}")
+        self.quant_config = quant_config
+        self._become_deployed(packed)
         return self
 
     def _become_deployed(self, packed: PackedWeight) -> None:
