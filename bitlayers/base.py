@@ -76,6 +76,11 @@ class BitLayer(nn.Module):
         assert weight is not None
         return weight.shape[0]
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """The weight's shape as a matrix: output features (rows of a table), and weights of one dot product."""
+        return self._rows, self._columns
+
     def _master_matrix(self) -> Tensor:
         """The float master as [rows, columns]."""
         if self.weight is None:
@@ -124,9 +129,9 @@ class BitLayer(nn.Module):
         """
         if self.is_deployed:
             raise LayerStateError(f"{type(self).__name__} is deployed already")
-        was, expected = [packed.packed.shape[0], packed.in_features], [self._rows, self._columns]
-        if was != expected:
-            raise ShapeError("packed", f"of shape {was}", f"{expected}")
+        shape = (packed.packed.shape[0], packed.in_features)
+        if shape != self.matrix_shape:
+            raise ShapeError("packed", f"of shape {list(shape)}", f"{list(self.matrix_shape)}")
         self.quant_config = quant_config
         self._become_deployed(packed)
         return self

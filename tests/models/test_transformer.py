@@ -124,13 +124,13 @@ def test_heads_of_few_bits_are_close_to_the_float_head() -> None:
     model = make("llama", hidden_size=128).eval()
     ids = torch.randint(50, (2, 7))
     expected = model(ids)
-    for head_dtype, tolerance in (("int8", 0.05), ("int4", 0.6)):
+    for head_dtype, tolerance in (("int8", 0.03), ("int4", 0.3)):
         other = make("llama", hidden_size=128, head_dtype=head_dtype)
         other.load_state_dict(model.state_dict())
         other.deploy()
         assert isinstance(other.model.embed_tokens, BitEmbedding)
         assert other.model.embed_tokens.weight is None
-        assert (other(ids) - expected).abs().max() < tolerance * expected.std()
+        assert (other(ids) - expected).norm() < tolerance * expected.norm()
 
 
 def test_tied_embeddings_are_one_parameter() -> None:
