@@ -160,7 +160,8 @@ class BitLayer(nn.Module):
                 kept = PackedWeight(
                     buffers["weight_packed"], buffers["weight_scale"], buffers.get("weight_zero_point"), self._columns
                 )
-                self._packed_buffers = kept
+                if not torch.compiler.is_compiling():
+                    self._packed_buffers = kept
             return kept
         master = self.weight
         if torch.compiler.is_compiling() or master.is_inference():  # neither can tell whether the master has changed

@@ -38,6 +38,8 @@ def load_foreign(
     """
     foreign = adapt(checkpoint)
     config = foreign.config
+    if config.num_layers > len(checkpoint.entries):  # before they are built
+        raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
     if head_dtype is not None:
         config = config.model_copy(update={"head_dtype": head_dtype})
     with torch.device("meta"):

@@ -32,6 +32,7 @@ def bitlinear(tmp_path: Path) -> Path:
         ({"num_hidden_layers": 1}, r"model.layers.1.* is not expected"),
         ({"intermediate_size": 64}, r"gate_proj.weight is of shape \[48, 32\], expected \[64, 32\]"),
         ({"num_hidden_layers": 10**9}, "num_layers"),
+        ({"num_hidden_layers": 9999}, "9999 layers of 21 tensors"),
         ({"num_key_value_heads": 3}, "num_kv_heads is 3, expected a divisor"),
         ({"hidden_act": "tanh"}, "activation"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type"),

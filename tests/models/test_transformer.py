@@ -180,3 +180,12 @@ def test_wrong_configs_are_refused(changes: dict, message: str) -> None:
 def test_only_projections_stay_in_full_precision(name: str) -> None:
     with pytest.raises(ArgumentError, match=f"config.full_precision is '{name}', expected the name of a BitLinear"):
         make("llama", full_precision=(name,))
+
+
+@torch.no_grad()
+def test_compiles_to_one_graph_and_exports() -> None:
+    model = make("bitnet").deploy()
+    ids = torch.randint(50, (2, 7))
+    expected = model(ids)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(ids), expected)
+    assert torch.equal(torch.export.export(model, (ids,)).module()(ids), expected)
