@@ -18,6 +18,7 @@ from bitmodels.adapters import ForeignModel, adapt
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
 from bitmodels.transformer import BitTransformerModel
+from bitmodels.transformer_config import BitTransformerConfig
 
 PART_ROWS = 4096  # of a table that is quantized: its float32 copy stays small
 
@@ -35,13 +36,18 @@ def load_foreign(
     Raises:
         CheckpointError: the architecture is unknown, tensors are missing, unexpected, misshapen or damaged, or are not
             what the model needs.
+        ArgumentError, ConfigError: `quant_config` is not of ternary weights, or there is no such `head_dtype`.
     """
+    if quant_config is not None and quant_config.weight_dtype != "ternary":
+        raise ArgumentError(
+            "quant_config.weight_dtype", quant_config.weight_dtype, "ternary, as the checkpoint's weights"
+        )
     foreign = adapt(checkpoint)
     config = foreign.config
     if config.num_layers > len(checkpoint.entries):  # before they are built
         raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
     if head_dtype is not None:
-        config = config.model_copy(update={"head_dtype": head_dtype})
+        config = BitTransformerConfig.model_validate({**config.model_dump(), "head_dtype": head_dtype})
     with torch.device("meta"):
         model = BitTransformerModel(config, foreign.quant_config if quant_config is None else quant_config).eval()
     foreign_names = {name: foreign.foreign_name(name) for name in model.state_dict()}
@@ -78,6 +84,8 @@ def _place(
         packed, config = tensor.pack(layer.quant_config)
     elif layer is not None and deploy:
         packed, config = _packed(tensor, layer.quant_config, foreign.floats)
+    elif not tensor.is_floating_point():
+        raise ArgumentError("the tensor", tensor.dtype, "in floating point")
     else:
         values = tensor if order is None else tensor[order]
         setattr(module, leaf, nn.Parameter(values.to(dtype, copy=True)))
@@ -94,9 +102,8 @@ def _packed(weight: Tensor, config: BitQuantConfig, floats: str) -> tuple[Packed
     if floats == "master":
         return PackedWeight.from_float(weight, config), config
     if floats == "none":
-        raise ArgumentError(
-            "the weight", f"{weight.dtype}", "packed, with a weight_scale, or in modules_to_not_convert"
-        )
+        expected = "packed, with a weight_scale beside it, or in modules_to_not_convert"
+        raise ArgumentError("the weight", weight.dtype, expected)
     ternary = ternary_of_floats(weight)
     config = config_for(ternary.scale, weight.shape[1], config)
     return PackedWeight.from_quantized(ternary, config), config

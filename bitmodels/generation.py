@@ -65,7 +65,7 @@ class Stopping:
         self.finished = torch.zeros(batch_size, dtype=torch.bool)
         self.eos_token_ids = torch.tensor(list(eos_token_ids), dtype=torch.long)
         self.stop_strings = tuple(stop_strings)
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer if stop_strings else None
         self.generated: list[list[int]] = [[] for _ in range(batch_size)]
 
     def add(self, tokens: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitcore.exceptions import ArgumentError
 from bitlayers import BitLayer
+from bitmodels.adapters.hugging_face import foreign_name
 from bitmodels.export_weights import dense_weight, dtype_of_ternary_floats, packed_weight
 from bitmodels.formats import BitNetQuantization, OutgoingTensor, bitnet_layer, write_safetensors
 from bitmodels.replace_file import replace_file
@@ -152,9 +153,7 @@ def _tensors(model: BitTransformerModel, quantization: BitNetQuantization | None
         if isinstance(module, BitLayer):
             tensors += _layer_tensors(name, module, quantization, dtype)
             parameters = {}
-        for leaf, parameter in parameters.items():
-            foreign = f"{name}.{leaf}".replace("_proj.norm.", "_proj.rms_norm.").replace("head.norm.", "head.rms_norm.")
-            tensors.append(_outgoing(foreign, parameter))
+        tensors += [_outgoing(foreign_name(f"{name}.{leaf}"), parameter) for leaf, parameter in parameters.items()]
     return tensors
 
 

@@ -53,7 +53,12 @@ def _rows(input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | 
     if not isinstance(input_ids, Tensor):
         if attention_mask is not None:
             raise ArgumentError("attention_mask", "given beside lists of tokens", "None: lists need no padding")
-        rows = [torch.as_tensor(row, device="cpu") for row in input_ids]
+        try:
+            rows = [torch.as_tensor(row, device="cpu") for row in input_ids]
+        except (TypeError, ValueError) as error:
+            raise DtypeError(
+                "input_ids", repr(input_ids), "lists of tokens, which a tokenizer makes of text"
+            ) from error
     else:
         if input_ids.dim() != 2:
             raise ShapeError("input_ids", f"of shape {list(input_ids.shape)}", "[batch, length]")

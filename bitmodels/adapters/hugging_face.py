@@ -47,7 +47,7 @@ class HuggingFaceConfig(BaseModel):
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
-    dtype: str | None = Field(default=None)
+    dtype: str | None = None
     torch_dtype: str | None = Field(default=None, description="the older name of dtype")
 
     @property
@@ -101,12 +101,11 @@ def read_hugging_face(checkpoint: HuggingFaceCheckpoint, config_class: type[Hugg
         config = config_class.model_validate(checkpoint.config)
         quantization = checkpoint.quantization
         transformer_config = config.transformer_config(
-            linear_norm_eps=quantization.rms_norm_eps
-            if quantization is not None and quantization.use_rms_norm
-            else None,
+            linear_norm_eps=quantization.rms_norm_eps if quantization and quantization.use_rms_norm else None,
             head_dtype=_head_dtype(checkpoint, config, quantization),
-            full_precision=_unconverted(config.num_hidden_layers, quantization),
         )
+        unconverted = _unconverted(transformer_config.num_layers, quantization)
+        transformer_config = transformer_config.model_copy(update={"full_precision": unconverted})
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{checkpoint.path}: config.json: {error}") from error
     return ForeignModel(
@@ -115,7 +114,7 @@ def read_hugging_face(checkpoint: HuggingFaceCheckpoint, config_class: type[Hugg
         quant_config=BitQuantConfig() if quantization is not None else BitQuantConfig.weight_only(),
         dtype=_dtype(checkpoint, config),
         floats="ternary" if quantization is None else "master" if quantization.is_online else "none",
-        foreign_name=_foreign_name,
+        foreign_name=foreign_name,
         ignored=(*INVERSE_FREQUENCIES, HEAD) if config.tie_word_embeddings else INVERSE_FREQUENCIES,
     )
 
@@ -134,6 +133,11 @@ def is_converted(module: str, quantization: BitNetQuantization) -> bool:
         if module.endswith(entry) or f"{module}.".startswith(f"{entry.removesuffix('.')}."):
             return False
     return True
+
+
+def foreign_name(name: str) -> str:
+    """The name that transformers has for a tensor of a BitTransformerModel."""
+    return name.replace("_proj.norm.weight", "_proj.rms_norm.weight").replace("lm_head.norm.", "lm_head.rms_norm.")
 
 
 def _unconverted(num_layers: int, quantization: BitNetQuantization | None) -> tuple[str, ...]:
@@ -162,7 +166,3 @@ def _dtype(checkpoint: HuggingFaceCheckpoint, config: HuggingFaceConfig) -> torc
     if name not in DTYPES:
         raise CheckpointError(f"{checkpoint.path}: the dtype is {name}, expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _foreign_name(name: str) -> str:
-    return name.replace("_proj.norm.weight", "_proj.rms_norm.weight").replace("lm_head.norm.", "lm_head.rms_norm.")

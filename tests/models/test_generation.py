@@ -150,6 +150,8 @@ def test_a_generator_repeats_what_is_drawn() -> None:
         ([[-1]], {}, ArgumentError, "from -1 to -1"),
         ([[0.5]], {}, DtypeError, "an integer dtype"),
         ([[[1]]], {}, ShapeError, "row of shape"),
+        ("text", {}, DtypeError, "input_ids is 'text', expected lists of tokens, which a tokenizer makes"),
+        ([[1, "a"]], {}, DtypeError, "lists of tokens"),
         (torch.tensor([1, 2]), {}, ShapeError, r"of shape \[2\], expected \[batch, length\]"),
         ([[1] * 32], {}, ShapeError, "32 tokens long, expected at most 31, .*shorten the prompt"),
         ([[1] * 30], {"max_new_tokens": 3}, ArgumentError, "max_new_tokens is 3, expected 1 to 2: the context has 32"),

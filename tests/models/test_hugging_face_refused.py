@@ -7,7 +7,8 @@ import pytest
 import torch
 from hugging_face_checkpoints import CLASSES, edit_config, random_model, rewrite, write_checkpoint
 
-from bitcore import CheckpointError
+from bitcore import BitQuantConfig, CheckpointError
+from bitcore.exceptions import ArgumentError, ConfigError
 from bitmodels import AutoBitModel
 
 PROJECTION = "model.layers.1.mlp.up_proj.weight"
@@ -32,6 +33,13 @@ def bitlinear(tmp_path: Path) -> Path:
         ({"num_hidden_layers": 1}, r"model.layers.1.* is not expected"),
         ({"intermediate_size": 64}, r"gate_proj.weight is of shape \[48, 32\], expected \[64, 32\]"),
         ({"num_hidden_layers": 10**9}, "num_layers"),
+        (
+            {
+                "num_hidden_layers": 10**9,
+                "quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]},
+            },
+            "num_layers",
+        ),
         ({"num_hidden_layers": 9999}, "9999 layers of 21 tensors"),
         ({"num_key_value_heads": 3}, "num_kv_heads is 3, expected a divisor"),
         ({"hidden_act": "tanh"}, "activation"),
@@ -64,6 +72,10 @@ def test_configs_that_do_not_fit_are_refused(bitlinear: Path, changes: dict[str,
         (lambda tensors: tensors.pop("model.norm.weight"), r"model.norm.weight is missing"),
         (lambda tensors: tensors.pop(f"{PROJECTION}_scale"), r"up_proj.weight_scale is missing beside"),
         (lambda tensors: tensors.update(extra=torch.ones(1)), "extra is not expected"),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
+            r"model.norm.weight: the tensor is torch.int8, expected in floating point",
+        ),
         (lambda tensors: tensors[PROJECTION].fill_(255), r"up_proj.weight .*: weight is code 3 at \[0, 0\]"),
         (lambda tensors: tensors[f"{PROJECTION}_scale"].zero_(), r"up_proj.weight_scale: weight_scale is 0.0"),
         (lambda tensors: tensors[f"{PROJECTION}_scale"].neg_(), r"weight_scale is -"),
@@ -102,3 +114,10 @@ def test_masters_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         original.get_parameter(PROJECTION)[2, 3] = torch.inf
     with pytest.raises(CheckpointError, match=r"up_proj.weight: weight is inf at \[2, 3\]"):
         AutoBitModel.from_pretrained(write_checkpoint(tmp_path, original, CLASSES["online"]))
+
+
+def test_options_that_a_ternary_model_cannot_have_are_refused(bitlinear: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"quant_config.weight_dtype is int4, expected ternary"):
+        AutoBitModel.from_pretrained(bitlinear, quant_config=BitQuantConfig.int4())
+    with pytest.raises(ConfigError, match="head_dtype"):
+        AutoBitModel.from_pretrained(bitlinear, head_dtype="int2")
