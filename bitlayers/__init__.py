@@ -14,6 +14,7 @@ from bitlayers.linear import BitLinear
 from bitlayers.linear_group import linear_group
 from bitlayers.registry import LAYER_REGISTRY, register_layer
 from bitlayers.report import MemoryReport, memory_report
+from bitlayers.sliding_key_value_cache import SlidingKeyValueCache
 from bitlayers.ternary_linear import TernaryLinear
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "KeyValueCache",
     "MemoryReport",
     "RMSNorm",
+    "SlidingKeyValueCache",
     "TernaryLinear",
     "assert_deploy_equal",
     "convert",

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import BitLabError, CheckpointError, DtypeError, KernelNotFoundError, LayerStateError
+from bitcore.exceptions import (
+    BitLabError,
+    CheckpointError,
+    DtypeError,
+    KernelNotFoundError,
+    LayerStateError,
+    ShapeError,
+)
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import quantizer_for
@@ -70,6 +77,11 @@ class BitLayer(nn.Module):
         assert weight is not None
         return weight.shape[0]
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """The weight's shape as a matrix: output features (rows of a table), and weights of one dot product."""
+        return self._rows, self._columns
+
     def _master_matrix(self) -> Tensor:
         """The float master as [rows, columns]."""
         if self.weight is None:
@@ -109,6 +121,22 @@ class BitLayer(nn.Module):
         self._become_deployed(PackedWeight.from_float(self._master_matrix(), self.quant_config))
         return self
 
+    def deploy_packed(self, packed: PackedWeight, quant_config: BitQuantConfig) -> Self:
+        """`deploy` with weights that are packed already, as `quant_config` says: the master weight is not looked at.
+
+        Raises:
+            LayerStateError: the layer is deployed already.
+            ShapeError: the packed weight is of another shape than the layer's.
+        """
+        if self.is_deployed:
+            raise LayerStateError(f"{type(self).__name__} is deployed already")
+        shape = (packed.packed.shape[0], packed.in_features)
+        if shape != self.matrix_shape:
+            raise ShapeError("packed", f"of shape {list(shape)}", f"{list(self.matrix_shape)}")
+        self.quant_config = quant_config
+        self._become_deployed(packed)
+        return self
+
     def _become_deployed(self, packed: PackedWeight) -> None:
         self.register_parameter("weight", None)
         for name, tensor in zip(PACKED_NAMES, packed[:3], strict=True):
@@ -133,7 +161,8 @@ class BitLayer(nn.Module):
                 kept = PackedWeight(
                     buffers["weight_packed"], buffers["weight_scale"], buffers.get("weight_zero_point"), self._columns
                 )
-                self._packed_buffers = kept
+                if not torch.compiler.is_compiling():
+                    self._packed_buffers = kept
             return kept
         master = self.weight
         if torch.compiler.is_compiling() or master.is_inference():  # neither can tell whether the master has changed

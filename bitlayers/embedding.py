@@ -7,6 +7,7 @@ from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError
+from bitcore.ops import bitlinear
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import dequantize, quantizer_for
 from bitlayers.base import BitLayer
@@ -82,6 +83,16 @@ class BitEmbedding(BitLayer, nn.Embedding):
         values = dequantize(rows.values(self.quant_config), rows.scale, rows.zero_point, self.quant_config)
         dtype = self._dtype if self.weight is None else self.weight.dtype
         return values.to(dtype).reshape(*indices.shape, self.embedding_dim)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Maps x [..., embedding_dim] to x @ table.T [..., num_embeddings]: the tied head of a language model.
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: x does not fit.
+        """
+        if self.training:
+            return bitlinear.forward_training(x, self.weight, None, self.quant_config, self.quantization_lambda)
+        return bitlinear.forward_packed(self._kernel_for(x.dtype), x, self._packed_weight(), None, self.weight)
 
     def _fake_quantized_rows(self, indices: Tensor) -> Tensor:
         quantizer = quantizer_for(self.quant_config)

@@ -54,16 +54,7 @@ class KeyValueCache:
         Raises:
             ShapeError, DtypeError, DeviceError: they do not fit or find no room; the cache stays as it was.
         """
-        batch_size, heads, _, head_dim = self.keys.shape
-        expected = (batch_size, heads, keys.shape[2] if keys.dim() == 4 else -1, head_dim)
-        for name, tensor in (("keys", keys), ("values", values)):
-            if tensor.shape != expected:
-                shape = f"[{batch_size}, {heads}, new, {head_dim}], as the cache"
-                raise ShapeError(name, f"of shape {list(tensor.shape)}", shape)
-            if tensor.dtype != self.keys.dtype:
-                raise DtypeError(name, tensor.dtype, f"{self.keys.dtype}, the cache's dtype")
-            if tensor.device != self.keys.device:
-                raise DeviceError(name, f"on {tensor.device}", f"on {self.keys.device}, where the cache is")
+        self._check(keys, values)
         end = self.length + keys.shape[2]
         if end > self.max_length:
             raise ShapeError("the cache", f"full: {end} positions", f"at most max_length, {self.max_length}")
@@ -75,3 +66,15 @@ class KeyValueCache:
     def reset(self) -> None:
         """Forgets all positions; the memory stays."""
         self.length = 0
+
+    def _check(self, keys: Tensor, values: Tensor) -> None:
+        batch_size, heads, _, head_dim = self.keys.shape
+        expected = (batch_size, heads, keys.shape[2] if keys.dim() == 4 else -1, head_dim)
+        for name, tensor in (("keys", keys), ("values", values)):
+            if tensor.shape != expected:
+                shape = f"[{batch_size}, {heads}, new, {head_dim}], as the cache"
+                raise ShapeError(name, f"of shape {list(tensor.shape)}", shape)
+            if tensor.dtype != self.keys.dtype:
+                raise DtypeError(name, tensor.dtype, f"{self.keys.dtype}, the cache's dtype")
+            if tensor.device != self.keys.device:
+                raise DeviceError(name, f"on {tensor.device}", f"on {self.keys.device}, where the cache is")

@@ -1,11 +1,17 @@
 """AutoBitModel: a model from its config or from a checkpoint, without naming its class."""
 
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError
 from bitmodels.base import BitModelBase, BitModelConfig
-from bitmodels.checkpoint import read_config
+from bitmodels.checkpoint import is_own, read_config
+from bitmodels.foreign_loading import load_foreign
+from bitmodels.formats import open_checkpoint
+from bitmodels.hub import local_path
 from bitmodels.registry import MODEL_REGISTRY, model_class
 
 
@@ -22,18 +28,50 @@ class AutoBitModel:
         for model in MODEL_REGISTRY.values():
             if type(config) is model.config_class:
                 return model(config, quant_config)
-        known = ", ".join(model.config_class.__name__ for model in MODEL_REGISTRY.values())
+        known = ", ".join(sorted(model.config_class.__name__ for model in MODEL_REGISTRY.values()))
         raise ArgumentError("config", f"a {type(config).__name__}", f"one of {known}")
 
     @staticmethod
-    def from_pretrained(directory: str | Path) -> BitModelBase:
-        """The model saved in `directory`, in eval mode.
+    def from_pretrained(
+        path_or_repo: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        head_dtype: Literal["float", "int8", "int4"] | None = None,
+        quant_config: BitQuantConfig | None = None,
+        deploy: bool = True,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+    ) -> BitModelBase:
+        """A saved model, in eval mode: BitLab's own, or a foreign one (docs/models.md says which), which is deployed.
+
+        Args:
+            path_or_repo: a directory, a GGUF file, or the "owner/name" of a repository on the Hugging Face hub.
+            dtype: of what is not packed; None: as in the checkpoint, for GGUF float32 unless embeddings are bfloat16.
+            head_dtype: of a foreign model's embeddings and head: int8 and int4 quantize them. None: as they are.
+            quant_config: of a foreign model's ternary layers: storage format and activations; the granularity is the
+                checkpoint's own. None: 2bit, and activations as the model was trained: int8, or floating-point for
+                ternary floats without a quantization_config (TriLM).
+            deploy: False keeps master weights, for training; a checkpoint of packed weights has none.
+            revision: of a repository: a branch, tag or commit.
+            gguf_file: a GGUF file in the directory or repository.
 
         Raises:
-            CheckpointError: a file is missing, truncated or damaged.
-            ModelNotFoundError: config.json names a model that is not registered.
+            CheckpointError: nothing is there, the architecture or quantization is unknown, or the checkpoint is
+                damaged, incomplete or contradicts itself.
+            ModelNotFoundError: BitLab's own config.json names a model that is not registered.
+            ArgumentError: an option for foreign models is given for one of BitLab's own.
+            DependencyError: a package that is needed is not installed.
         """
-        return model_class(read_config(Path(directory)).model_type).from_pretrained(directory)
+        path = local_path(path_or_repo, revision, gguf_file)
+        if path.is_dir() and gguf_file is None and is_own(path):
+            if head_dtype is not None or quant_config is not None or not deploy:
+                expected = "none of them: the checkpoint is BitLab's own, and says what it holds"
+                raise ArgumentError("head_dtype, quant_config, deploy", (head_dtype, quant_config, deploy), expected)
+            model = model_class(read_config(path).model_type).from_pretrained(path)
+            return model if dtype is None else model.to(dtype)
+        return load_foreign(
+            open_checkpoint(path), dtype=dtype, head_dtype=head_dtype, quant_config=quant_config, deploy=deploy
+        )
 
     @staticmethod
     def list_models() -> list[str]:

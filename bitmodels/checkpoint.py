@@ -4,16 +4,22 @@ config.json: {"model_type", "deployed", "config": {...}, "quant_config": {...}}.
 `weight` of training layers, `weight_packed` and `weight_scale` of deployed ones.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import CheckpointError, ConfigError
+from bitlayers import BitLayer
+from bitmodels.formats.safetensors_files import read_json
+from bitmodels.formats.safetensors_writer import OutgoingTensor, write_safetensors
+from bitmodels.formats.scales import config_for
 from bitmodels.replace_file import replace_file
 
 CONFIG_FILE = "config.json"
@@ -35,17 +41,20 @@ class CheckpointConfig(BaseModel):
 def write_checkpoint(directory: Path, config: CheckpointConfig, state: dict[str, Tensor]) -> None:
     """Writes both files, each whole or not at all: an existing checkpoint is replaced only by a complete one."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
-    storages: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        shared_with = storages.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
-        if shared_with != name:
-            tensors[name] = tensor.clone()  # safetensors refuses tensors that share memory
+    tensors = [
+        OutgoingTensor(name, tuple(tensor.shape), tensor.dtype, partial(Tensor.detach, tensor))
+        for name, tensor in state.items()
+    ]
     metadata = {"format": "pt", "storage_format": config.quant_config.storage_format}
-    with replace_file(directory / WEIGHTS_FILE) as temporary:
-        temporary.write_bytes(save(tensors, metadata=metadata))
+    write_safetensors(directory / WEIGHTS_FILE, tensors, metadata)
     with replace_file(directory / CONFIG_FILE) as temporary:
         temporary.write_bytes(config.model_dump_json(indent=2).encode() + b"\n")
+
+
+def is_own(directory: Path) -> bool:
+    """Whether config.json in `directory` is one of BitLab's own. Raises CheckpointError if it is no JSON object."""
+    path = directory / CONFIG_FILE
+    return path.exists() and "quant_config" in read_json(path)
 
 
 def read_config(directory: Path) -> CheckpointConfig:
@@ -74,9 +83,29 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> 
     Raises:
         CheckpointError: tensors are missing, unexpected, misshapen or damaged; the message lists them.
     """
+    _match_granularity(model, tensors)
     try:
         model.load_state_dict(tensors, assign=True)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{source} does not fit its config.json: {error}") from error
+
+
+def _match_granularity(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Lets each deployed ternary layer expect as many scales as the file has for it.
+
+    Layers of one model may differ where they come from a foreign checkpoint. A number of scales that no granularity
+    has is left for `load_state_dict` to refuse.
+    """
+    for name, layer in model.named_modules():
+        scale = tensors.get(f"{name}.weight_scale")
+        if not isinstance(layer, BitLayer) or not layer.is_deployed or scale is None:
+            continue
+        if layer.quant_config.weight_dtype != "ternary" or scale.shape == layer.get_buffer("weight_scale").shape:
+            continue
+        rows, columns = layer.matrix_shape
+        groups = scale.shape[1] if scale.dim() == 2 else 1
+        if scale.shape in ((1,), (rows,), (rows, groups)) and groups > 0 and columns % groups == 0:
+            layer.quant_config = config_for(scale, columns, layer.quant_config)
+            layer.register_buffer("weight_scale", torch.empty(scale.shape, device="meta"))

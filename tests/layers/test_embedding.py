@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bitcore import BitQuantConfig
-from bitcore.exceptions import ArgumentError, DtypeError
+from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitEmbedding
 
@@ -76,3 +76,19 @@ def test_only_the_rows_that_are_read_are_unpacked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PackedWeight, "values", watch)
     BitEmbedding(1000, 8).deploy()(torch.tensor([[3, 999, 3]]))
     assert seen == [3]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_table_is_a_head_too(config: BitQuantConfig) -> None:
+    config = config.model_copy(update={"activation_dtype": "float32"})
+    layer = BitEmbedding(13, 19, quant_config=config)
+    x = torch.randn(2, 3, 19)
+    table = layer.train()(torch.arange(13)).detach()
+    expected = x @ table.T
+    for state in (layer, layer.eval(), layer.deploy()):
+        torch.testing.assert_close(state.logits(x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ShapeError, match=r"x is of shape \[2, 18\]"):
+        layer.logits(torch.randn(2, 18))
+    trained = BitEmbedding(13, 19, quant_config=config)
+    trained.logits(x).sum().backward()
+    assert trained.weight.grad is not None

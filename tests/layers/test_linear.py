@@ -323,3 +323,19 @@ def test_inference_mode_and_meta() -> None:
     meta = BitLinear(20, 6, device="meta")
     assert meta(torch.randn(2, 20, device="meta")).shape == (2, 6)
     assert meta.deploy()(torch.randn(2, 20, device="meta")).shape == (2, 6)
+
+
+@every_config
+def test_weights_that_are_packed_already_are_taken(config: BitQuantConfig) -> None:
+    other = BitLinear(67, 13, quant_config=config)
+    x = torch.randn(3, 67)
+    packed = PackedWeight.from_float(other.weight, config)
+    with torch.device("meta"):
+        layer = BitLinear(67, 13, bias=False)
+    assert layer.deploy_packed(packed, config) is layer
+    assert torch.equal(layer(x), other.deploy()(x))  # a new layer's bias is 0
+    assert not layer.training
+    with pytest.raises(LayerStateError, match="deployed already"):
+        layer.deploy_packed(packed, config)
+    with pytest.raises(ShapeError, match=r"packed is of shape \[13, 67\], expected \[13, 66\]"):
+        BitLinear(66, 13).deploy_packed(packed, config)

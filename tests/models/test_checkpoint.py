@@ -130,5 +130,15 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytes
 
 
 def test_a_directory_that_is_not_there() -> None:
-    with pytest.raises(CheckpointError, match=r"config.json is not a BitLab config: .*No such file"):
+    with pytest.raises(CheckpointError, match="no/such/place: no such file or directory"):
         AutoBitModel.from_pretrained("no/such/place")
+    with pytest.raises(CheckpointError, match=r"config.json is not a BitLab config: .*No such file"):
+        BitMLPModel.from_pretrained("no/such/place")
+
+
+def test_scales_of_a_number_that_no_granularity_has_are_refused(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors["layers.0.weight_scale"] = torch.ones(7)
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers.0.weight_scale is of shape \[7\], expected \[1\]"):
+        AutoBitModel.from_pretrained(saved)

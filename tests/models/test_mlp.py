@@ -51,11 +51,11 @@ def test_wrong_configs_are_refused() -> None:
     class OtherConfig(BitModelConfig):
         pass
 
-    with pytest.raises(ArgumentError, match="config is a OtherConfig, expected one of BitMLPConfig"):
+    with pytest.raises(ArgumentError, match="config is a OtherConfig, expected one of BitCNNConfig, BitMLPConfig, "):
         AutoBitModel.from_config(OtherConfig())
     with pytest.raises(ArgumentError, match="name is 'mlp', expected another name"):
         register_model("mlp")(type("Other", (BitMLPModel,), {}))
 
 
 def test_models_are_listed() -> None:
-    assert "mlp" in AutoBitModel.list_models()
+    assert {"cnn", "mlp", "transformer", "vit"} <= set(AutoBitModel.list_models())

@@ -1,0 +1,160 @@
+"""Generating tokens: the loop around a language model, with its cache, stopping and streaming."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from bitcore.exceptions import ArgumentError, ShapeError
+from bitmodels.prompts import Prompts
+from bitmodels.sampling import SamplingConfig, sampling_config
+from bitmodels.transformer_cache import TransformerCache
+from bitmodels.transformer_config import BitTransformerConfig
+
+
+class Tokenizer(Protocol):
+    """What stop strings need of a tokenizer; those of `transformers` and `tokenizers` have it."""
+
+    def decode(self, token_ids: Any) -> Any:
+        """The text of a list of tokens."""
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The options of BitTransformerModel.generate, which explains them."""
+
+    attention_mask: Tensor | None
+    max_new_tokens: int | None
+    do_sample: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    eos_token_id: int | Sequence[int] | None
+    pad_token_id: int | None
+    stop_strings: str | Sequence[str]
+    tokenizer: Tokenizer | None
+    generator: torch.Generator | None
+    use_cache: bool
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model."""
+
+    @property
+    def config(self) -> BitTransformerConfig:
+        """Its sizes and special tokens."""
+
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, cache: TransformerCache | None) -> Tensor:
+        """The logits [batch, vocabulary] of the token after the last position."""
+
+    def new_cache(self, batch_size: int, max_length: int | None = None) -> TransformerCache:
+        """An empty cache."""
+
+
+class Stopping:
+    """Which rows of a batch have ended: by an end-of-sequence token, or by a string in what was generated."""
+
+    def __init__(
+        self, batch_size: int, eos_token_ids: Sequence[int], stop_strings: Sequence[str], tokenizer: Tokenizer | None
+    ) -> None:
+        if stop_strings and tokenizer is None:
+            raise ArgumentError("tokenizer", None, "the tokenizer, to find stop_strings in what is generated")
+        if "" in stop_strings:
+            raise ArgumentError("stop_strings", list(stop_strings), "no empty string")
+        self.finished = torch.zeros(batch_size, dtype=torch.bool)
+        self.eos_token_ids = torch.tensor(list(eos_token_ids), dtype=torch.long)
+        self.stop_strings = tuple(stop_strings)
+        self.tokenizer = tokenizer if stop_strings else None
+        self.generated: list[list[int]] = [[] for _ in range(batch_size)]
+
+    def add(self, tokens: Tensor) -> None:
+        """Takes the next token of each row, int64 [batch] on the CPU."""
+        self.finished |= torch.isin(tokens, self.eos_token_ids)
+        if self.tokenizer is None:
+            return
+        for index, token in enumerate(tokens.tolist()):
+            self.generated[index].append(token)
+            if not self.finished[index]:
+                text = self.tokenizer.decode(self.generated[index])
+                self.finished[index] = any(string in text for string in self.stop_strings)
+
+
+def start_generation(
+    model: LanguageModel,
+    input_ids: Tensor | Sequence[Sequence[int]],
+    attention_mask: Tensor | None = None,
+    max_new_tokens: int | None = None,
+    do_sample: bool = False,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    stop_strings: str | Sequence[str] = (),
+    tokenizer: Tokenizer | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> tuple[Tensor, Iterator[Tensor]]:
+    """The prompts [batch, length], padded on the left, and the tokens [batch] to come, once all has been checked."""
+    config = model.config
+    eos_token_ids = _as_tuple(config.eos_token_id if eos_token_id is None else eos_token_id)
+    candidates = (pad_token_id, config.pad_token_id, *eos_token_ids, 0)
+    pad = next(token for token in candidates if token is not None)
+    if not 0 <= pad < config.vocab_size:
+        raise ArgumentError("pad_token_id", pad, f"a token of 0 to {config.vocab_size - 1}, the vocabulary")
+    prompts = Prompts.of(input_ids, attention_mask, pad, config.vocab_size)
+    batch_size, length = prompts.input_ids.shape
+    room = _room(config.max_length, length, max_new_tokens)
+    stopping = Stopping(batch_size, eos_token_ids, _as_tuple(stop_strings), tokenizer)
+    sampling = sampling_config(do_sample, temperature, top_k, top_p)
+    tokens = _tokens(model, prompts, room, stopping, pad, sampling, generator, use_cache)
+    return prompts.input_ids, tokens
+
+
+@torch.no_grad()
+def _tokens(
+    model: LanguageModel,
+    prompts: Prompts,
+    max_new_tokens: int,
+    stopping: Stopping,
+    pad_token_id: int,
+    sampling: SamplingConfig | None,
+    generator: torch.Generator | None,
+    use_cache: bool,
+) -> Iterator[Tensor]:
+    input_ids, mask = prompts.input_ids, prompts.attention_mask
+    batch_size, length = input_ids.shape
+    cache = model.new_cache(batch_size, length + max_new_tokens) if use_cache else None
+    for _ in range(max_new_tokens):
+        logits = model.next_logits(input_ids, mask, cache)
+        tokens = logits.argmax(-1) if sampling is None else sampling.sample(logits, generator)
+        tokens = tokens.cpu().masked_fill(stopping.finished, pad_token_id)
+        yield tokens
+        stopping.add(tokens)
+        if bool(stopping.finished.all()):
+            return
+        next_ids = tokens.unsqueeze(1)
+        input_ids = next_ids if use_cache else torch.cat([input_ids, next_ids], 1)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(batch_size, 1)], 1)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, (int, str)) else tuple(value)
+
+
+def _room(max_length: int, length: int, max_new_tokens: int | None) -> int:
+    """How many tokens may follow prompts of `length`."""
+    room = max_length - length
+    if room < 1:
+        expected = f"at most {max_length - 1}, one less than the context: shorten the prompt"
+        raise ShapeError("input_ids", f"{length} tokens long", expected)
+    if max_new_tokens is None:
+        return room
+    if not 1 <= max_new_tokens <= room:
+        expected = f"1 to {room}: the context has {max_length} positions, the longest prompt {length}"
+        raise ArgumentError("max_new_tokens", max_new_tokens, expected)
+    return max_new_tokens
