@@ -82,9 +82,8 @@ class Experiment:
         """Prints the table, and writes the plot and results.json."""
         self.out.mkdir(parents=True, exist_ok=True)
         sizes = {name: row.weight_bytes for name, row in self.rows.items()}
-        plot(
-            self.out / f"{self.name}.png", self.curves, sizes, {name: row.latencies for name, row in self.rows.items()}
-        )
+        latencies = {name: row.latencies for name, row in self.rows.items()}
+        plot(self.out / f"{self.name}.png", self.curves, sizes, latencies)
         results = {
             "data": self.data.description,
             "rows": {name: asdict(row) for name, row in self.rows.items()},

@@ -1,5 +1,6 @@
 """Image sets, scaled by their training part: scikit-learn's digits and photographs, MNIST, CIFAR-10."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_ba
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then red, green and blue planes (cs.toronto.edu/~kriz/cifar.html)
 PHOTO_BLOCK, PATCH, PATCH_STRIDE = 64, 32, 8  # pixels
 THIRDS = 3
+HELD_OUT = 5  # one of so many blocks is for validation
 
 
 def image_data(description: str, training: tuple[Bytes, Bytes], validation: tuple[Bytes, Bytes]) -> Data:
@@ -49,10 +51,9 @@ def digits() -> Data:
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 1, 8, 8)
     split = len(images) * 3 // 4
-    description = (
-        f"scikit-learn's digits, 8 x 8 pixels: the first {split} to train, the last {len(images) - split} to test"
-    )
-    return image_data(description, (images[:split], labels[:split]), (images[split:], labels[split:]))
+    training, validation = (images[:split], labels[:split]), (images[split:], labels[split:])
+    description = f"scikit-learn's digits, 8 x 8 pixels: the first {split} to train, {len(images) - split} to test"
+    return image_data(description, training, validation)
 
 
 def mnist(folder: Path) -> Data:
@@ -66,15 +67,11 @@ def mnist(folder: Path) -> Data:
         images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", (28, 28))
         labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", ())
         if len(images) != len(labels):
-            raise DataFileError(
-                folder, f"has {len(images)} {prefix} images and {len(labels)} labels", "as many of both"
-            )
-        _check_labels(folder / f"{prefix}-labels-idx1-ubyte", labels)
+            counts = f"holds {len(images)} {prefix} images and {len(labels)} labels"
+            raise DataFileError(folder, counts, "as many of both")
         parts.append((images[:, None], labels))
-    description = (
-        f"MNIST from {folder}: its {len(parts[0][1])} training images to train, its {len(parts[1][1])} test images"
-    )
-    return image_data(description + " to test", *parts)
+    description = f"MNIST from {folder}: {len(parts[0][1])} images to train, {len(parts[1][1])} to test"
+    return image_data(description, *parts)
 
 
 def download_mnist(folder: Path) -> None:
@@ -84,7 +81,7 @@ def download_mnist(folder: Path) -> None:
 
 
 def _read_idx(folder: Path, name: str, item: tuple[int, ...]) -> Bytes:
-    """An idx file of unsigned bytes (yann.lecun.com/exdb/mnist): [N, *item]."""
+    """Images or, where an item is a single byte, labels of an idx file (yann.lecun.com/exdb/mnist): [N, *item]."""
     expected = f"an idx file of unsigned bytes [N{''.join(f', {size}' for size in item)}], packed by gzip or not"
     candidates = [place / file for place in (folder, folder / "MNIST" / "raw") for file in (name, f"{name}.gz")]
     path = next((candidate for candidate in candidates if candidate.exists()), folder / name)
@@ -98,7 +95,10 @@ def _read_idx(folder: Path, name: str, item: tuple[int, ...]) -> Bytes:
         raise DataFileError(path, f"holds {[count, *sizes]}", expected)
     if len(content) - header != count * int(np.prod(item, dtype=int)):
         raise DataFileError(path, f"is damaged ({len(content) - header} bytes after its header)", f"{count} items")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(count, *item).copy()
+    values = np.frombuffer(content, np.uint8, offset=header).reshape(count, *item).copy()
+    if not item:
+        _check_labels(path, values)
+    return values
 
 
 def cifar10(folder: Path) -> Data:
@@ -111,9 +111,7 @@ def cifar10(folder: Path) -> Data:
     folder = inner if inner.is_dir() else folder
     batches = [_read_cifar(folder / name) for name in CIFAR_FILES]
     images, labels = (np.concatenate(parts) for parts in zip(*batches[:-1], strict=True))
-    description = (
-        f"CIFAR-10 from {folder}: {len(labels)} images to train, the {len(batches[-1][1])} of test_batch.bin to test"
-    )
+    description = f"CIFAR-10 from {folder}: {len(labels)} images to train, {len(batches[-1][1])} to test"
     return image_data(description, (images, labels), batches[-1])
 
 
@@ -139,22 +137,27 @@ def photograph_patches() -> Data:
     The photographs are cut in blocks of 64 x 64 pixels, patches overlap within a block alone, and every fifth block is
     for validation: no pixel is in both parts.
     """
-    photographs = load_sample_images().images
     blocks = [
-        (photograph[top : top + PHOTO_BLOCK, left : left + PHOTO_BLOCK], THIRDS * number + THIRDS * top // height)
-        for number, photograph in enumerate(photographs)
-        for height in [photograph.shape[0] // PHOTO_BLOCK * PHOTO_BLOCK]
-        for top in range(0, height, PHOTO_BLOCK)
-        for left in range(0, photograph.shape[1] // PHOTO_BLOCK * PHOTO_BLOCK, PHOTO_BLOCK)
+        (block, THIRDS * number + third)
+        for number, photograph in enumerate(load_sample_images().images)
+        for block, third in _blocks(photograph)
     ]
-    held_out = blocks[2::5]
-    training = _patches([block for index, block in enumerate(blocks) if index % 5 != 2])
-    validation = _patches(held_out)
+    training = _patches([block for index, block in enumerate(blocks) if index % HELD_OUT != 2])
+    validation = _patches(blocks[2::HELD_OUT])
     description = (
         f"scikit-learn's two photographs, cut in patches of {PATCH} x {PATCH} pixels: {len(training[1])} to train, "
         f"{len(validation[1])} from other blocks to test; which third of which photograph is it?"
     )
     return image_data(description, training, validation)
+
+
+def _blocks(photograph: Bytes) -> Iterator[tuple[Bytes, int]]:
+    """Blocks [64, 64, 3] of a photograph, and the third of it, from above, that each is in."""
+    rows, columns = (size // PHOTO_BLOCK for size in photograph.shape[:2])
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * PHOTO_BLOCK, column * PHOTO_BLOCK
+            yield photograph[top : top + PHOTO_BLOCK, left : left + PHOTO_BLOCK], THIRDS * row // rows
 
 
 def _patches(blocks: list[tuple[Bytes, int]]) -> tuple[Bytes, Bytes]:
