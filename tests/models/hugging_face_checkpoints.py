@@ -91,8 +91,3 @@ def rewrite(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> N
 
 def outgoing(name: str, tensor: Tensor) -> OutgoingTensor:
     return OutgoingTensor(name, tuple(tensor.shape), tensor.dtype, lambda: tensor)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """Of logits, relative to their size."""
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()

