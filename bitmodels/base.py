@@ -55,7 +55,11 @@ class BitModelBase(nn.Module):
         return deploy(self)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes config.json and model.safetensors, in training or deployed state, into `directory`."""
+        """Writes config.json and model.safetensors, in training or deployed state, into `directory`.
+
+        Raises:
+            ArgumentError: `directory` has the index of another model's shards.
+        """
         config = CheckpointConfig(
             model_type=self.model_type,
             deployed=self.is_deployed,

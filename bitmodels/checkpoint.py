@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import CheckpointError, ConfigError
 from bitlayers import BitLayer
-from bitmodels.formats.safetensors_files import read_json
+from bitmodels.formats.safetensors_files import check_no_shards, read_json
 from bitmodels.formats.safetensors_writer import OutgoingTensor, write_safetensors
 from bitmodels.formats.scales import config_for
 from bitmodels.replace_file import replace_file
@@ -40,6 +40,7 @@ class CheckpointConfig(BaseModel):
 
 def write_checkpoint(directory: Path, config: CheckpointConfig, state: dict[str, Tensor]) -> None:
     """Writes both files, each whole or not at all: an existing checkpoint is replaced only by a complete one."""
+    check_no_shards(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = [
         OutgoingTensor(name, tuple(tensor.shape), tensor.dtype, partial(Tensor.detach, tensor))

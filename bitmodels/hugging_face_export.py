@@ -13,6 +13,7 @@ from bitlayers import BitLayer
 from bitmodels.adapters.hugging_face import foreign_name
 from bitmodels.export_weights import dense_weight, dtype_of_ternary_floats, packed_weight
 from bitmodels.formats import BitNetQuantization, OutgoingTensor, bitnet_layer, write_safetensors
+from bitmodels.formats.safetensors_files import check_no_shards
 from bitmodels.replace_file import replace_file
 from bitmodels.rope import RopeConfig
 from bitmodels.transformer import BitTransformerModel
@@ -40,7 +41,7 @@ def export_hf(model: nn.Module, directory: str | Path, tokenizer: SavedTokenizer
 
     Raises:
         ArgumentError, ShapeError: transformers has no class that computes what the model does, or no layout for a
-            shape. Nothing has been written.
+            shape; or `directory` has the index of another model's shards. Nothing has been written.
         QuantizationError: a master weight is NaN or infinite.
     """
     if not isinstance(model, BitTransformerModel):
@@ -49,6 +50,7 @@ def export_hf(model: nn.Module, directory: str | Path, tokenizer: SavedTokenizer
     quantization = _quantization(model)
     config = _config_json(model, quantization)
     tensors = _tensors(model, quantization)
+    check_no_shards(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     with replace_file(directory / "config.json") as temporary:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitcore.exceptions import CheckpointError
+from bitcore.exceptions import ArgumentError, CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,6 +27,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
+
+
+def check_no_shards(directory: Path) -> None:
+    """Raises ArgumentError if `directory` has an index: readers would follow it, past a new model.safetensors."""
+    if (directory / INDEX_FILE).exists():
+        expected = f"one without {INDEX_FILE}, whose shards would be read in place of what is written"
+        raise ArgumentError("directory", directory, expected)
 
 
 class SafetensorsFiles:

@@ -259,6 +259,14 @@ def test_what_transformers_cannot_hold_is_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_directory_of_shards_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    for write in (lambda: export_hf(make("llama"), tmp_path), lambda: make("llama").save_pretrained(tmp_path)):
+        with pytest.raises(ArgumentError, match=r"expected one without model.safetensors.index.json"):
+            write()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
     export_hf(make("llama"), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
