@@ -6,6 +6,7 @@
 The first convolution and the classifier stay in floating point; what is between them is BitConv2d and BitLinear.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from bitmodels import BitModelBase, BitModelConfig, register_model
 from common.deployment import deploy_and_reload, through_folder
 from common.experiment import Experiment
 from common.images import cifar10, photograph_patches
-from common.program import BatchSize, Compare, LearningRate, Out, Seed, Steps, program
+from common.program import BatchSize, Compare, DenseLearningRate, LearningRate, Out, Seed, Steps, program
 from common.training import Recipe
 from common.twin import dense_twin
 
@@ -73,6 +74,7 @@ def main(
     steps: Steps = 500,
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 3e-3,
+    dense_learning_rate: DenseLearningRate = 1e-3,
     width: Annotated[int, typer.Option(min=1, help="Channels of the first convolution.")] = 32,
     out: Out = Path("outputs/cifar10_cnn"),
 ) -> None:
@@ -86,7 +88,7 @@ def main(
     torch.manual_seed(seed)
     model = Cnn(CnnConfig(width=width, classes=classes))
     if compare:
-        experiment.train("fp32", dense_twin(model), recipe, seed)
+        experiment.train("fp32", dense_twin(model), replace(recipe, learning_rate=dense_learning_rate), seed)
     experiment.train("ternary", model, recipe, seed)
     experiment.measure("deployed", deploy_and_reload(model, images.validation.tensors[0][:256], through_folder(out)))
     experiment.report()

@@ -17,6 +17,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Decides on initial weights, the 
 Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Items a step.")]
 LearningRate = Annotated[float, typer.Option(min=0.0, help="Its peak.")]
+DenseLearningRate = Annotated[float, typer.Option(min=0.0, help="Its peak for the fp32 twin.")]
 Out = Annotated[
     Path, typer.Option(file_okay=False, help="Folder for the deployed checkpoint, the plot and results.json.")
 ]
