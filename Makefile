@@ -31,8 +31,8 @@ test-neon:
 	$(NEON) --runner "qemu-aarch64 -cpu cortex-a53" neon portable
 
 # Not all of tests/kernels: a kernel is compiled for every class of sizes, or interpreted.
-TRITON_TESTS = tests/triton/test_products.py tests/kernels/test_match_reference.py \
-  -k "test_products or triton and (any_shape or nan_and_inf or strides or empty)"
+TRITON_TESTS = tests/triton/test_products.py tests/kernels \
+  -k "test_products or test_training_operators and triton or triton and (any_shape or nan_and_inf or strides or empty)"
 test-triton: .venv/ready
 	TRITON_INTERPRET=1 BITLAB_REQUIRED_KERNELS=triton $(BIN)/python -m pytest $(TRITON_TESTS)
 

@@ -135,10 +135,9 @@ def _build_into(report: Report, say: Callable[[str], None]) -> None:
     OBJECTS.mkdir(parents=True, exist_ok=True)
     BINDINGS.mkdir(parents=True, exist_ok=True)
     jobs, report.kernels, report.skipped = core_jobs(compiler, _machine())
-    jobs |= {
-        SOURCES / "bindings" / "cpu_ops.cpp": torch_compile_flags(),
-        SOURCES / "bindings" / "module.cpp": _python_compile_flags(),
-    }
+    operator_sources = [SOURCES / "bindings" / name for name in ("cpu_ops.cpp", "cpu_training_ops.cpp")]
+    jobs |= dict.fromkeys(operator_sources, torch_compile_flags())
+    jobs[SOURCES / "bindings" / "module.cpp"] = _python_compile_flags()
 
     def compile_one(job: tuple[Path, list[str]]) -> Path:
         source, flags = job
@@ -150,7 +149,7 @@ def _build_into(report: Report, say: Callable[[str], None]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = {output.stem: output for output in pool.map(compile_one, jobs.items())}
     operators = [str(output) for name, output in objects.items() if name != "module"]
-    facts = [str(output) for name, output in objects.items() if name != "cpu_ops"]
+    facts = [str(output) for name, output in objects.items() if name not in {path.stem for path in operator_sources}]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for output, parts, flags in (
         (BINDINGS / "bitlab_cpu.so", operators, torch_link_flags()),

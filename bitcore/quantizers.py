@@ -96,7 +96,7 @@ class TernaryQuantizer(Quantizer):
             ternary = w.sign().where(magnitude > self.config.threshold_factor * scale, 0.0)
         else:
             absmean = self.config.weight_quantizer == "absmean"
-            center = magnitude.mean(-1, keepdim=True) if absmean else magnitude.median(-1, keepdim=True).values
+            center = mean(magnitude) if absmean else magnitude.median(-1, keepdim=True).values
             scale = center.clamp(min=MIN_SCALE)
             ternary = (w * scale.reciprocal()).round().clamp(-1, 1)
         return QuantizedWeight(ternary.to(torch.int8), scale, None)
@@ -242,6 +242,16 @@ def fake_quantize_activations(
         q, scale = quantize_activations(x.reshape(-1, x.shape[-1]), granularity)
         quantized = blend(x, (q * scale).to(x.dtype).reshape(x.shape), quantization_lambda)
     return straight_through(x, quantized)
+
+
+def mean(magnitude: Tensor) -> Tensor:
+    """The float32 mean of each row of `magnitude` [rows, columns]: [rows, 1].
+
+    Added in float64, where the device has it, so that the order of adding on a device or by some number of threads is
+    lost in the rounding to float32.
+    """
+    dtype = torch.float32 if magnitude.device.type == "mps" else torch.float64
+    return magnitude.mean(-1, keepdim=True, dtype=dtype).float()
 
 
 def blend(x: Tensor, quantized: Tensor, quantization_lambda: float) -> Tensor:

@@ -54,9 +54,8 @@ class BitLayer(nn.Module):
         self._kernel: BitKernelBase | None = None
         self._kernel_dtype: torch.dtype | None = None
         self._kernel_decision: object | None = None
-        if not self.training:
-            with suppress(KernelNotFoundError):  # told at the first call, when the input's dtype is known
-                self._kernel_for(self._own_dtype())
+        with suppress(KernelNotFoundError):  # told at the first call, when the input's dtype is known
+            self._kernel_for(self._own_dtype())
 
     @classmethod
     def from_dense(cls, dense: Any, quant_config: BitQuantConfig | None = None, *, copy: bool = True) -> Self:
@@ -224,6 +223,13 @@ class BitLayer(nn.Module):
         if KernelRegistry.decisions_of is not None:
             self._kernel, self._kernel_dtype, self._kernel_decision = kernel, dtype, KernelRegistry.decisions_of
         return kernel
+
+    def _training_kernel(self, x: Tensor) -> BitKernelBase | None:
+        """The kernel that may train on `x`; training needs none."""
+        try:
+            return self._kernel_for(x.dtype)
+        except KernelNotFoundError:
+            return None
 
     # State
 

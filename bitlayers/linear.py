@@ -105,7 +105,8 @@ class BitLinear(BitLayer, nn.Linear):
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         if self.training:
             assert weight is not None
-            return bitlinear.forward_training(x, weight, bias, self.quant_config, self.quantization_lambda)
+            kernel = self._training_kernel(x)
+            return bitlinear.forward_training(x, weight, bias, self.quant_config, self.quantization_lambda, kernel)
         if not torch.is_grad_enabled():
             return self._kernel_for(x.dtype).linear(x, self._packed_weight(), bias)
         return bitlinear.forward_packed(self._kernel_for(x.dtype), x, self._packed_weight(), bias, weight)

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bitcore.ops.bitlinear import check_training_input
+from bitcore.ops.fused_training import fused_linears, fused_operators
 from bitlayers.linear import BitLinear
 
 
 def linear_group(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """`[layer(x) for layer in layers]`, bit for bit.
 
-    x is quantized once, and one operator runs all layers, where they are BitLinears in eval mode or deployed that agree
-    in what they compute and need no gradient. All else (training, other modules, hooks, a norm of its own) is called
-    one by one.
+    x is quantized once, and one operator runs all layers, where they are BitLinears that agree in what they compute: in
+    eval mode or deployed without gradients, or in training on a kernel that has fused operators (x is then also saved
+    once). All else (other modules, hooks, a norm of its own) is called one by one.
 
     Args:
         layers: modules that take x alone.
@@ -25,31 +27,52 @@ def linear_group(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     Raises:
         ShapeError, DtypeError, DeviceError: x does not fit a layer.
     """
-    bit_layers = [layer for layer in layers if isinstance(layer, BitLinear) and _is_plain(layer)]
-    if len(bit_layers) < max(2, len(layers)) or not _agree(bit_layers, x):
+    group = [layer for layer in layers if isinstance(layer, BitLinear) and _is_plain(layer)]
+    if len(group) < max(2, len(layers)):
         return [layer(x) for layer in layers]
-    kernel = bit_layers[0]._kernel_for(x.dtype)
-    return kernel.linear_group(
-        x, [layer._packed_weight() for layer in bit_layers], [layer._parameters["bias"] for layer in bit_layers]
-    )
+    together = _train(group, x) if group[0].training else _infer(group, x)
+    return together if together is not None else [layer(x) for layer in layers]
 
 
 def _is_plain(layer: BitLinear) -> bool:
-    """Whether calling `layer` is nothing but its kernel."""
+    """Whether calling `layer` is nothing but its product."""
     return (
         type(layer).forward is BitLinear.forward
-        and not layer.training
         and layer.norm is None
         and not (layer._forward_hooks or layer._forward_pre_hooks)
     )
 
 
-def _agree(layers: Sequence[BitLinear], x: Tensor) -> bool:
-    first = layers[0]
+def _infer(layers: Sequence[BitLinear], x: Tensor) -> list[Tensor] | None:
+    """Together, where all are in eval mode or deployed, agree and need no gradient."""
     wants_gradient = torch.is_grad_enabled() and (
         x.requires_grad or any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
     )
-    return not wants_gradient and all(
-        layer.in_features == first.in_features and layer._kernel_for(x.dtype) is first._kernel_for(x.dtype)
-        for layer in layers[1:]
-    )
+    first, *others = layers
+    if wants_gradient or any(layer.training or layer.in_features != first.in_features for layer in others):
+        return None
+    kernel = first._kernel_for(x.dtype)
+    if any(layer._kernel_for(x.dtype) is not kernel for layer in others):
+        return None
+    weights = [layer._packed_weight() for layer in layers]
+    return kernel.linear_group(x, weights, [layer._parameters["bias"] for layer in layers])
+
+
+def _train(layers: Sequence[BitLinear], x: Tensor) -> list[Tensor] | None:
+    """Together, where all train fully quantized on one kernel with fused operators."""
+    first, *others = layers
+    if first.quantization_lambda != 1 or any(
+        not layer.training or layer.quantization_lambda != 1 or layer.in_features != first.in_features
+        for layer in others
+    ):
+        return None
+    kernel = first._training_kernel(x)
+    if kernel is None or any(layer._training_kernel(x) is not kernel for layer in others):
+        return None
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    operators = fused_operators(kernel, x, weights)
+    if operators is None:
+        return None
+    for weight in weights:
+        check_training_input(x, weight)
+    return fused_linears(kernel, operators, x, weights, [layer.bias for layer in layers])

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import DeviceError, DtypeError, ShapeError
+from bitcore.kernels.training import TrainingOperators
 from bitcore.packed_weight import PackedWeight
 
 MAX_IN_FEATURES = 2**23  # int32 sums of int8 activations x ternary weights are exact up to here
@@ -116,6 +117,10 @@ class BitKernelBase(ABC):
     def linear_group(self, x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
         """`linear` of one x with several weights, bit for bit. A kernel that can quantizes x once for all."""
         return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+    def training_operators(self) -> TrainingOperators | None:
+        """What trains layers on this kernel's product, where that is faster than a dense product in floating point."""
+        return None
 
 
 def check_input(x: Tensor, in_features: int, device: torch.device) -> None:

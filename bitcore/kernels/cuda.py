@@ -3,9 +3,12 @@
 import torch
 
 from bitcore import extensions
+from bitcore.config import BitQuantConfig
 from bitcore.kernels.base import KernelRequest
 from bitcore.kernels.compiled import CompiledKernel
 from bitcore.kernels.registry import KernelRegistry
+from bitcore.kernels.training import TrainingOperators
+from bitcore.kernels.triton import operators_for_training
 
 LOWEST_CAPABILITY = (7, 5)  # int8 tensor cores
 GROUP_MULTIPLES = {"2bit": 64, "base3": 160, "int4": 32}  # weights of whole steps of the tensor cores
@@ -21,6 +24,15 @@ class CudaKernel(CompiledKernel):
     test_in_features = (255, 256, 257, 319, 320, 321, 2048, 2049)  # around its chunks and the turns of a block's warps
     test_out_features = (15, 16, 17, 127, 128, 129)  # around its tiles
     test_rows = (16, 17, 63, 64, 65, 130)  # around its paths and tiles
+
+    def __init__(self, config: BitQuantConfig) -> None:
+        super().__init__(config)
+        self._training_operators: TrainingOperators | None = None
+
+    def training_operators(self) -> TrainingOperators | None:
+        if self._training_operators is None:
+            self._training_operators = operators_for_training(self.config)
+        return self._training_operators
 
     @classmethod
     def unavailable_reason(cls) -> str | None:

@@ -7,3 +7,5 @@ from bitcore.kernels.registry import KernelRegistry
 @KernelRegistry.register("portable", priority=10)
 class PortableKernel(CompiledCpuKernel):
     """Plain loops, vectorized by the compiler with the instructions that every CPU of the architecture has."""
+
+    faster_than_dense = False

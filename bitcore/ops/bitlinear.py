@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
+from bitcore.exceptions import ArgumentError, DtypeError, KernelNotFoundError, ShapeError
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.kernels.base import check_input
+from bitcore.ops.fused_training import fused_linears, fused_operators
 from bitcore.packed_weight import PackedWeight, check_finite
 from bitcore.packing import packed_columns
 from bitcore.quantizers import QuantizedWeight, dequantize, fake_quantize_activations, quantizer_for
@@ -56,7 +57,8 @@ def forward(
             raise ArgumentError("weight", None, "a float tensor [out_features, in_features] in training")
         if not 0 <= quantization_lambda <= 1:
             raise ArgumentError("quantization_lambda", quantization_lambda, "0 to 1")
-        return forward_training(x, weight, bias, config, quantization_lambda)
+        check_training_input(x, weight)
+        return forward_training(x, weight, bias, config, quantization_lambda, _training_kernel(x, weight, config))
     packed = _packed(x, weight, qweight, qweight_scale, qweight_zero_point, config)
     request = KernelRequest(config, x.device.type, x.dtype, packed.in_features, packed.packed.shape[0])
     return forward_packed(KernelRegistry.resolve(request), x, packed, bias, weight)
@@ -80,13 +82,35 @@ def prepare_weights(weight: Tensor, quant_config: BitQuantConfig | None = None) 
 
 
 def forward_training(
-    x: Tensor, weight: Tensor, bias: Tensor | None, config: BitQuantConfig, quantization_lambda: float = 1.0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    config: BitQuantConfig,
+    quantization_lambda: float = 1.0,
+    kernel: BitKernelBase | None = None,
 ) -> Tensor:
-    """F.linear on fake-quantized `x` [..., K] and `weight` [N, K]; see `forward`."""
+    """The product of fake-quantized `x` [..., K] and `weight` [N, K]; see `forward`.
+
+    At a `quantization_lambda` of 1 by `kernel`, where it trains faster than F.linear (fused_training).
+    """
     check_training_input(x, weight)
+    operators = fused_operators(kernel, x, [weight]) if quantization_lambda == 1 else None
+    if kernel is not None and operators is not None:
+        return fused_linears(kernel, operators, x, [weight], [bias])[0]
     if config.activation_dtype == "int8":
         x = fake_quantize_activations(x, config.activation_granularity, quantization_lambda)
     return F.linear(x, quantizer_for(config).fake_quantize(weight, quantization_lambda), bias)
+
+
+def _training_kernel(x: Tensor, weight: Tensor, config: BitQuantConfig) -> BitKernelBase | None:
+    """The kernel that serves `x`; None while a graph is traced, where no choice can be made."""
+    if torch.compiler.is_compiling():
+        return None
+    request = KernelRequest(config, x.device.type, x.dtype, weight.shape[1], weight.shape[0])
+    try:
+        return KernelRegistry.resolve(request)
+    except KernelNotFoundError:  # training needs none
+        return None
 
 
 def forward_packed(

@@ -42,6 +42,31 @@ def packed_linear_group(
     ]
 
 
+def quantize_ternary(
+    weight: Tensor, per_channel: bool, absmean: bool, threshold_factor: float, storage_format: int, kernel: int
+) -> tuple[Tensor, Tensor]:
+    """Maps weight [N, K] -> uint8 [N, bytes], float32 [N] or [1]."""
+    rows, columns = weight.shape
+    packed = weight.new_empty(rows, -(-columns // (4, 5)[storage_format]), dtype=torch.uint8)
+    return packed, weight.new_empty(rows if per_channel else 1, dtype=torch.float32)
+
+
+def dequantize_ternary(
+    weight_packed: Tensor, weight_scale: Tensor, in_features: int, storage_format: int, dtype: torch.dtype
+) -> Tensor:
+    """Maps weight_packed [N, bytes] -> [N, in_features]."""
+    return weight_packed.new_empty(weight_packed.shape[0], in_features, dtype=dtype)
+
+
+def quantize_tokens(x: Tensor, per_tensor: bool, kernel: int) -> tuple[Tensor, Tensor]:
+    """Maps x [tokens, K] -> int8 [tokens, K], float32 [1] or [tokens, 1]."""
+    scale = x.new_empty(1 if per_tensor else (x.shape[0], 1), dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=torch.int8), scale
+
+
 if extensions.why_missing() is None:
     torch.library.register_fake("bitlab::packed_linear", packed_linear)
     torch.library.register_fake("bitlab::packed_linear_group", packed_linear_group)
+    torch.library.register_fake("bitlab::quantize_ternary", quantize_ternary)
+    torch.library.register_fake("bitlab::dequantize_ternary", dequantize_ternary)
+    torch.library.register_fake("bitlab::quantize_tokens", quantize_tokens)

@@ -91,6 +91,8 @@ def train_in_a_process(rank: int, folder: Path) -> None:
     parallel = DistributedDataParallel(model)
     train(parallel, model, x[:, rank::2], labels[:, rank::2])
     torch.save(model.state_dict(), folder / f"end{rank}.pt")
+    del parallel  # it holds the process group, whose threads must end before the interpreter does
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

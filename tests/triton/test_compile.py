@@ -13,6 +13,8 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles no
 
 TARGETS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)]
 SIZES = (
+    "rows",
+    "columns",
     "tokens",
     "out_features",
     "in_features",
@@ -43,7 +45,7 @@ def compiled(kernel: object, target: GPUTarget, constants: dict[str, object], **
     aligned = {
         (names.index(name),): [["tt.divisibility", 16]]
         for name in names
-        if signature[name] != "constexpr" and name not in ("tokens", "groups")
+        if signature[name] != "constexpr" and name not in ("tokens", "groups", "rows", "columns", "threshold_factor")
     }
     return triton.compile(ASTSource(kernel, signature, places, aligned), target=target, options={"num_warps": 4}).asm
 
@@ -101,3 +103,18 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "QUANTIZE": True, "PER_TENSOR": True, "OVERLAP": False,
     }  # fmt: skip
     assert compiled(arrange_kernel, target, constants)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
+@pytest.mark.parametrize(("per_byte", "slots"), [(4, 4), (5, 8)])
+def test_the_passes_of_training_compile(target: GPUTarget, per_byte: int, slots: int) -> None:
+    from bitcore.kernels.triton.training import pack_kernel, row_statistics_kernel, scales_kernel, unpack_kernel
+
+    layout = {"PER_CHANNEL": False, "PER_BYTE": per_byte, "SLOTS": slots, "TILE": 256}
+    weight = {"w": "*fp32", "statistics": "*fp64"}
+    for absmean in (True, False):
+        rule = {"ABSMEAN": absmean, "TILE": 1024}
+        assert compiled(row_statistics_kernel, target, rule, **weight)
+        assert compiled(scales_kernel, target, {**rule, "PER_CHANNEL": False}, **weight)
+        assert compiled(pack_kernel, target, {**layout, "ABSMEAN": absmean}, threshold_factor="fp32", **weight)
+    assert compiled(unpack_kernel, target, layout, w="*bf16")

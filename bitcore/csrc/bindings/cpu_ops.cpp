@@ -4,6 +4,7 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/linear.h"
+#include "parallel.h"
 #include "tensors.h"
 
 namespace {
@@ -78,13 +79,7 @@ void multiply(const Tensor& x, int64_t in_features, const Mode& mode, const cpu:
   };
   thread_local cpu::Scratch scratch;
   cpu::Linear linear(kernel, layout, activations, weights, weight_count, scratch);
-  const bool done = linear.run([](int64_t count, int64_t grain, const auto& work) {
-    if (count <= grain) {
-      work(0, count);
-    } else {
-      torch::stable::parallel_for(0, count, grain, work);
-    }
-  });
+  const bool done = linear.run(parallel_for);
   require(done, "out of memory for the quantized activations");
 }
 

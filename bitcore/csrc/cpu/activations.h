@@ -77,6 +77,7 @@ void quantize_of(const void* x, int64_t k, float factor, int planes, int8_t* x_q
       memset(q[d] + count, 0, static_cast<size_t>(bytes * planes - count));
       int8_t* to = x_q + d * planes * plane + begin / planes;
       switch (planes) {
+        case 1: memcpy(to, q[d], static_cast<size_t>(count)); break;
         case 2: deal<2>(q[d], bytes, to, plane); break;
         case 4: deal<4>(q[d], bytes, to, plane); break;
         default: deal<5>(q[d], bytes, to, plane); break;

@@ -84,6 +84,13 @@ struct Kernel {
 
   // y[i] = total[i] * factor + bias[i], rounded to dtype. bias may be null.
   void (*write)(const float* total, int64_t n, float factor, const float* bias, void* y, Dtype dtype);
+
+  // The sum of abs(w[0..k)) in float64, for training.
+  double (*magnitude_sum)(const void* w, Dtype dtype, int64_t k);
+
+  // Packs +1 where w[i] * factor > bound, -1 where it is below -bound, else 0, in 2bit or base3: ceil(k / P) bytes.
+  void (*pack_ternary)(Format format, const void* w, Dtype dtype, int64_t k, float factor, float bound,
+                       uint8_t* packed);
 };
 
 extern const Kernel kPortable;

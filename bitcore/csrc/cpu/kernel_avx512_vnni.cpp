@@ -237,10 +237,11 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
+#include "weights.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, matmul,     base3_to_2bit,
-                                   absmax_bits,   quantize,  scale_sums, write};
+constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired,  matmul, base3_to_2bit, absmax_bits,
+                                   quantize,      scale_sums, write,  magnitude_sum, pack_ternary};
 
 }  // namespace bitlab::cpu

@@ -45,10 +45,14 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
+#include "weights.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvxVnni{
-    "avx_vnni", kFeatureAvx2 | kFeatureAvxVnni, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kAvxVnni{"avx_vnni",    kFeatureAvx2 | kFeatureAvxVnni,
+                                matmul,        base3_to_2bit,
+                                absmax_bits,   quantize,
+                                scale_sums,    write,
+                                magnitude_sum, pack_ternary};
 
 }  // namespace bitlab::cpu

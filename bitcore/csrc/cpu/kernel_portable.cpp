@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "outputs.h"
 #include "transcode.h"
+#include "weights.h"
 
 namespace bitlab::cpu {
 namespace {
@@ -72,6 +73,7 @@ void matmul(Format format, const Product& product) {
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kPortable{"portable", 0,          matmul, base3_to_2bit, absmax_bits,
+                                 quantize,   scale_sums, write,  magnitude_sum, pack_ternary};
 
 }  // namespace bitlab::cpu

@@ -1,8 +1,8 @@
 """Triton: the same semantics as the CUDA kernels on any GPU that Triton compiles for.
 
 arrange.py writes the activations as int8 in the order in which weights.py decodes packed bytes, product.py multiplies,
-tiles.py chooses how it is cut. Nothing is built; a kernel is compiled at its first call for a tile. Triton itself is
-imported with it, so it may be absent.
+tiles.py chooses how it is cut. training.py has the passes of training. Nothing is built; a kernel is compiled at its
+first call for a tile. Triton itself is imported with it, so it may be absent.
 """
 
 import os
@@ -15,6 +15,7 @@ from bitcore.config import BitQuantConfig
 from bitcore.kernels.base import BitKernelBase, KernelRequest, check_linear_arguments
 from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES, operator_mode
 from bitcore.kernels.registry import KernelRegistry
+from bitcore.kernels.training import TrainingOperators
 from bitcore.packed_weight import PackedWeight
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, for tests: Triton reads it at its import
@@ -38,6 +39,7 @@ class TritonKernel(BitKernelBase):
     def __init__(self, config: BitQuantConfig) -> None:
         super().__init__(config)
         self._mode = operator_mode(config)
+        self._training_operators: TrainingOperators | None = None
 
     @classmethod
     def unavailable_reason(cls) -> str | None:
@@ -74,3 +76,17 @@ class TritonKernel(BitKernelBase):
         packed, scale, zero_point, in_features = weight
         y: Tensor = operator.triton_linear(x, packed, scale, zero_point, bias, in_features, self._mode)
         return y
+
+    def training_operators(self) -> TrainingOperators | None:
+        if self._training_operators is None:
+            self._training_operators = operators_for_training(self.config)
+        return self._training_operators
+
+
+def operators_for_training(config: BitQuantConfig) -> TrainingOperators | None:
+    """The fused operators of training on a GPU, where Triton is installed and `config` has them."""
+    if find_spec("triton") is None or not TrainingOperators.serve(config):
+        return None
+    from bitcore.kernels.triton.training_operators import TritonTrainingOperators  # noqa: PLC0415 - imports triton
+
+    return TritonTrainingOperators(config)

@@ -1,0 +1,164 @@
+"""Training on quantized values as they are: int8 products forward, floating point backward, small saved tensors.
+
+forward    w -> packed, scale      x -> q, its scale      y = the kernel's product of packed weights, as in inference
+saved      packed (2 bits a weight), q (8 bits an activation), scales
+backward   dx = dy @ dequantize(packed)     dw = dy.T @ dequantize(q)     quantization is the identity (STE)
+
+Several weights that read the same x quantize and save it once. Floating-point activations are saved as they are and
+multiplied with the dequantized weight, which is made anew in the backward pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from typing_extensions import Self
+
+from bitcore.config import BitQuantConfig
+from bitcore.kernels import BitKernelBase
+from bitcore.kernels.training import TrainingOperators
+from bitcore.packed_weight import PackedWeight
+from bitcore.quantizers import quantizer_for
+
+
+def fused_operators(kernel: BitKernelBase | None, x: Tensor, weights: Sequence[Tensor]) -> TrainingOperators | None:
+    """The operators with which `kernel` trains weights on `x`, or None where the PyTorch definitions have to serve.
+
+    Distributed tensors and other subclasses stay with PyTorch, which knows what a mean over their shards is.
+    """
+    operators = kernel.training_operators() if kernel is not None else None
+    if operators is None or x.numel() == 0:
+        return None
+    if any(weight.numel() == 0 or is_traceable_wrapper_subclass(weight) for weight in weights):
+        return None
+    return None if is_traceable_wrapper_subclass(x) else operators
+
+
+def fused_linears(
+    kernel: BitKernelBase,
+    operators: TrainingOperators,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """[..., N] for each weight [N, K], of x [..., K], in x's dtype or that of autocast; gradients by the STE."""
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    outputs = _FusedLinears.apply(kernel, operators, dtype, x, *weights, *biases)  # type: ignore[no-untyped-call]
+    return list(outputs[: len(weights)])
+
+
+class _FusedLinears(torch.autograd.Function):
+    """apply(kernel, operators, dtype, x, *weights, *biases) -> (*ys, *what backward needs)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        kernel: BitKernelBase, operators: TrainingOperators, dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        count = len(parameters) // 2
+        weights, biases = parameters[:count], parameters[count:]
+        packed = [operators.quantize_weight(weight) for weight in weights if weight is not None]
+        kept: tuple[Tensor, ...] = ()
+        if operators.config.activation_dtype == "int8":
+            kept = operators.quantize_activations(x.reshape(-1, x.shape[-1]))
+            ys = [y.to(dtype) for y in _multiply(kernel, x, packed, biases)]
+        else:
+            x = x.to(dtype)
+            ys = [
+                F.linear(x, operators.dequantize_weight(weight, dtype), None if bias is None else bias.to(dtype))
+                for weight, bias in zip(packed, biases, strict=True)
+            ]
+        return *ys, *[weight.packed for weight in packed], *[weight.scale for weight in packed], *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, ctx.operators, _, x, *parameters = inputs
+        ctx.count = len(parameters) // 2
+        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
+        ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
+        config: BitQuantConfig = ctx.operators.config
+        quantized = output[ctx.count :]
+        ctx.mark_non_differentiable(*quantized)
+        ctx.set_materialize_grads(False)
+        floats = () if config.activation_dtype == "int8" else (x,)
+        masters = parameters[: ctx.count] if config.ste == "clipped" else ()
+        ctx.save_for_backward(*quantized, *floats, *masters)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        count: int = ctx.count
+        saved = _Saved.of(ctx)
+        x_gradient: Tensor | None = None
+        parameter_gradients: list[Tensor | None] = [None] * (2 * count)
+        for i in reversed(range(count)):  # autograd's order, so that gradients of x add up as one by one
+            dy = gradients[i]
+            if dy is None:
+                continue
+            dy = dy.reshape(-1, dy.shape[-1])
+            if ctx.needs_input_grad[3]:
+                its_gradient = (dy @ saved.weight(i, dy.dtype)).to(ctx.x_dtype)
+                x_gradient = its_gradient if x_gradient is None else x_gradient + its_gradient
+            if ctx.needs_input_grad[4 + i]:
+                parameter_gradients[i] = saved.through(i, _product(dy.T, saved.x(dy.dtype), ctx.dtypes[i]))
+            if ctx.needs_input_grad[4 + count + i]:
+                parameter_gradients[count + i] = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[count + i])
+        if x_gradient is not None:
+            x_gradient = x_gradient.reshape(ctx.x_shape)
+        return None, None, None, x_gradient, *parameter_gradients
+
+
+class _Saved:
+    """What the forward pass has left, in floating point on demand."""
+
+    def __init__(self, operators: TrainingOperators, in_features: int, count: int, tensors: tuple[Tensor, ...]) -> None:
+        self.operators = operators
+        self.weights = [
+            PackedWeight(packed, scale, None, in_features)
+            for packed, scale in zip(tensors[:count], tensors[count : 2 * count], strict=True)
+        ]
+        kept = 2 if operators.config.activation_dtype == "int8" else 1
+        self.activations, self.masters = tensors[2 * count :][:kept], tensors[2 * count + kept :]
+        self.made: Tensor | None = None
+
+    @classmethod
+    def of(cls, ctx: Any) -> Self:
+        return cls(ctx.operators, ctx.x_shape[-1], ctx.count, ctx.saved_tensors)
+
+    def weight(self, i: int, dtype: torch.dtype) -> Tensor:
+        """The i-th dequantized weight [N, K]."""
+        return self.operators.dequantize_weight(self.weights[i], dtype)
+
+    def x(self, dtype: torch.dtype) -> Tensor:
+        """The dequantized activations [tokens, K], made once."""
+        if self.made is None:
+            x, *scale = self.activations
+            if scale:
+                self.made = self.operators.dequantize_activations(x, scale[0], dtype)
+            else:
+                self.made = x.reshape(-1, x.shape[-1]).to(dtype)
+        return self.made
+
+    def through(self, i: int, gradient: Tensor) -> Tensor:
+        """The part of the i-th weight's `gradient` that the STE lets through."""
+        if not self.masters:
+            return gradient
+        return gradient * quantizer_for(self.operators.config).within_range(self.masters[i], self.weights[i].scale)
+
+
+def _multiply(
+    kernel: BitKernelBase, x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    return kernel.linear_group(x, weights, biases) if len(weights) > 1 else [kernel.linear(x, weights[0], biases[0])]
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`: with float32 sums written as they are where the GPU's products can."""
+    if a.is_cuda and dtype == torch.float32 and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
