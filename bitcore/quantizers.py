@@ -269,6 +269,8 @@ def straight_through(x: Tensor, quantized: Tensor, passes: Tensor | None = None)
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, quantized: Tensor, passes: Tensor | None) -> Tensor:
         return quantized.view_as(quantized)

@@ -23,7 +23,7 @@ from bitlayers import BitAttention, BitFeedForward, KeyValueCache
 from bitmodels import BitModelBase, BitModelConfig, register_model
 from common.deployment import deploy_and_reload, through_folder
 from common.experiment import Experiment
-from common.program import BatchSize, Compare, DenseLearningRate, LearningRate, Out, Seed, Steps, program
+from common.program import BatchSize, Compare, DenseLearningRate, Device, LearningRate, Out, Seed, Steps, program
 from common.text import download_shakespeare, file_text, standard_library
 from common.training import Recipe
 from common.twin import dense_twin
@@ -57,8 +57,8 @@ class DecoderLayer(nn.Module):
 def rotate(states: Tensor, past: int) -> Tensor:
     """Rotary positions (arXiv 2104.09864), from `past` on, put into `states` [batch, heads, length, HEAD_DIM]."""
     half = HEAD_DIM // 2
-    frequencies = 10_000 ** (-torch.arange(half) / half)
-    angles = (past + torch.arange(states.shape[2])).unsqueeze(1) * frequencies
+    frequencies = 10_000 ** (-torch.arange(half, device=states.device) / half)
+    angles = (past + torch.arange(states.shape[2], device=states.device)).unsqueeze(1) * frequencies
     first, second = states.chunk(2, -1)
     cosine, sine = angles.cos(), angles.sin()
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
@@ -88,8 +88,9 @@ class CharLM(BitModelBase):
     def write(self, prompt: Tensor, length: int, temperature: float = 0.7) -> str:
         """`prompt` [its length] and bytes drawn one by one after it, `length` in all, as text."""
         heads = self.config.width // HEAD_DIM
-        caches = [KeyValueCache(1, heads, length, HEAD_DIM) for _ in self.layers]
-        text, new = prompt, prompt
+        device = self.embedding.weight.device
+        caches = [KeyValueCache(1, heads, length, HEAD_DIM, device) for _ in self.layers]
+        text = new = prompt.to(device)
         while len(text) < length:
             logits = self(new.unsqueeze(0), caches)[0, -1]
             new = torch.multinomial((logits / temperature).softmax(-1), 1)
@@ -109,6 +110,7 @@ def main(
     width: Annotated[int, typer.Option(min=HEAD_DIM, help=f"Of the residual stream, a multiple of {HEAD_DIM}.")] = 128,
     layers: Annotated[int, typer.Option(min=1)] = 4,
     context: Annotated[int, typer.Option(min=8, help="Bytes that the model reads at once.")] = 256,
+    device: Device = "cpu",
     out: Out = Path("outputs/char_lm"),
 ) -> None:
     """Train a ternary decoder on text, deploy it, load it again, let it write."""
@@ -120,7 +122,7 @@ def main(
     experiment = Experiment("char_lm", data, out, latency_batches=(1,))
     recipe = Recipe(steps, batch_size, learning_rate)
     torch.manual_seed(seed)
-    model = CharLM(CharLMConfig(width=width, layers=layers))
+    model = CharLM(CharLMConfig(width=width, layers=layers)).to(device)
     experiment.console.print(f"model: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     if compare:
         experiment.train("fp32", dense_twin(model), replace(recipe, learning_rate=dense_learning_rate), seed)

@@ -21,7 +21,7 @@ from bitmodels import BitModelBase, BitModelConfig, register_model
 from common.deployment import deploy_and_reload, through_folder
 from common.experiment import Experiment
 from common.images import cifar10, photograph_patches
-from common.program import BatchSize, Compare, DenseLearningRate, LearningRate, Out, Seed, Steps, program
+from common.program import BatchSize, Compare, DenseLearningRate, Device, LearningRate, Out, Seed, Steps, program
 from common.training import Recipe
 from common.twin import dense_twin
 
@@ -76,6 +76,7 @@ def main(
     learning_rate: LearningRate = 3e-3,
     dense_learning_rate: DenseLearningRate = 1e-3,
     width: Annotated[int, typer.Option(min=1, help="Channels of the first convolution.")] = 32,
+    device: Device = "cpu",
     out: Out = Path("outputs/cifar10_cnn"),
 ) -> None:
     """Train a ternary CNN on small photographs, deploy it, load it again."""
@@ -86,7 +87,7 @@ def main(
     recipe = Recipe(steps, batch_size, learning_rate, weight_decay=0.05)
     classes = 1 + int(images.validation.tensors[1].max())
     torch.manual_seed(seed)
-    model = Cnn(CnnConfig(width=width, classes=classes))
+    model = Cnn(CnnConfig(width=width, classes=classes)).to(device)
     if compare:
         experiment.train("fp32", dense_twin(model), replace(recipe, learning_rate=dense_learning_rate), seed)
     experiment.train("ternary", model, recipe, seed)

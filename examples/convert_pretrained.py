@@ -22,7 +22,7 @@ from bitlayers.training import logits_distillation_loss, stem_and_head
 from common.deployment import deploy_and_reload
 from common.experiment import Experiment
 from common.images import digits
-from common.program import BatchSize, Compare, LearningRate, Out, Seed, Steps, program
+from common.program import BatchSize, Compare, Device, LearningRate, Out, Seed, Steps, program
 from common.training import Recipe, cross_entropy
 
 
@@ -64,12 +64,13 @@ def main(
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 3e-3,
     width: Annotated[int, typer.Option(min=1, help="Channels of the convolutions.")] = 32,
+    device: Device = "cpu",
     out: Out = Path("outputs/convert_pretrained"),
 ) -> None:
     """Convert a dense network to a ternary one, fine-tune it, deploy it, load it again."""
     experiment = Experiment("convert_pretrained", data := digits(), out)
     torch.manual_seed(seed)
-    dense = network(width)
+    dense = network(width).to(device)
     experiment.train("dense", dense, Recipe(dense_steps, batch_size, learning_rate), seed)
 
     model = ternary(deepcopy(dense))

@@ -17,7 +17,7 @@ from bitmodels.mlp import BitMLPConfig
 from common.deployment import deploy_and_reload, through_folder
 from common.experiment import Experiment
 from common.images import digits, download_mnist, flat, mnist
-from common.program import BatchSize, Compare, LearningRate, Out, Seed, program
+from common.program import BatchSize, Compare, Device, LearningRate, Out, Seed, program
 from common.training import Recipe
 from common.twin import dense_twin
 
@@ -36,6 +36,7 @@ def main(
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 3e-3,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the two hidden layers.")] = 256,
+    device: Device = "cpu",
     out: Out = Path("outputs/mnist_mlp"),
 ) -> None:
     """Train a ternary MLP on handwritten digits, deploy it, load it again."""
@@ -51,7 +52,7 @@ def main(
     config = BitMLPConfig(n_layers=3, in_channels=pixels, hidden_dim=hidden, out_channels=10, dropout=0.1)
     for run in range(seed, seed + seeds):
         torch.manual_seed(run)
-        model = AutoBitModel.from_config(config)
+        model = AutoBitModel.from_config(config).to(device)
         if compare:
             experiment.train("fp32", dense_twin(model), recipe, run)
         experiment.train("ternary", model, recipe, run)

@@ -17,7 +17,7 @@ from bitmodels.mlp import BitMLPConfig
 from common.data import Data
 from common.deployment import deploy_and_reload, through_folder
 from common.experiment import Experiment
-from common.program import BatchSize, Compare, LearningRate, Out, Seed, Steps, program
+from common.program import BatchSize, Compare, Device, LearningRate, Out, Seed, Steps, program
 from common.training import Recipe
 from common.twin import dense_twin
 
@@ -41,6 +41,7 @@ def main(
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 0.01,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layer.")] = 16,
+    device: Device = "cpu",
     out: Out = Path("outputs/xor_mlp"),
 ) -> None:
     """Train a ternary MLP on XOR, deploy it, load it again."""
@@ -48,7 +49,7 @@ def main(
     recipe = Recipe(steps, batch_size, learning_rate, weight_decay=0.01)
     config = BitMLPConfig(n_layers=2, in_channels=2, hidden_dim=hidden, out_channels=2, dropout=0)
     torch.manual_seed(seed)
-    model = AutoBitModel.from_config(config)
+    model = AutoBitModel.from_config(config).to(device)
     if compare:
         experiment.train("fp32", dense_twin(model), recipe, seed)
     experiment.train("ternary", model, recipe, seed)

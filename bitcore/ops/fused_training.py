@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import Self
 
-from bitcore.config import BitQuantConfig
 from bitcore.kernels import BitKernelBase
 from bitcore.kernels.training import TrainingOperators
 from bitcore.packed_weight import PackedWeight
@@ -28,14 +27,15 @@ from bitcore.quantizers import quantizer_for
 def fused_operators(kernel: BitKernelBase | None, x: Tensor, weights: Sequence[Tensor]) -> TrainingOperators | None:
     """The operators with which `kernel` trains weights on `x`, or None where the PyTorch definitions have to serve.
 
-    Distributed tensors and other subclasses stay with PyTorch, which knows what a mean over their shards is.
+    Distributed tensors and other subclasses stay with PyTorch, which knows what a mean over their shards is; so do
+    torch.func's transforms.
     """
     operators = kernel.training_operators() if kernel is not None else None
-    if operators is None or x.numel() == 0:
+    if operators is None or torch._C._are_functorch_transforms_active():
         return None
-    if any(weight.numel() == 0 or is_traceable_wrapper_subclass(weight) for weight in weights):
+    if any(tensor.numel() == 0 or is_traceable_wrapper_subclass(tensor) for tensor in (x, *weights)):
         return None
-    return None if is_traceable_wrapper_subclass(x) else operators
+    return operators
 
 
 def fused_linears(
@@ -47,47 +47,42 @@ def fused_linears(
 ) -> list[Tensor]:
     """[..., N] for each weight [N, K], of x [..., K], in x's dtype or that of autocast; gradients by the STE."""
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    outputs = _FusedLinears.apply(kernel, operators, dtype, x, *weights, *biases)  # type: ignore[no-untyped-call]
-    return list(outputs[: len(weights)])
+    return list(_FusedLinears.apply(kernel, operators, dtype, x, *weights, *biases))  # type: ignore[no-untyped-call]
 
 
 class _FusedLinears(torch.autograd.Function):
-    """apply(kernel, operators, dtype, x, *weights, *biases) -> (*ys, *what backward needs)."""
-
-    generate_vmap_rule = True
+    """apply(kernel, operators, dtype, x, *weights, *biases) -> ys."""
 
     @staticmethod
     def forward(
-        kernel: BitKernelBase, operators: TrainingOperators, dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+        ctx: Any,
+        kernel: BitKernelBase,
+        operators: TrainingOperators,
+        dtype: torch.dtype,
+        x: Tensor,
+        *parameters: Tensor | None,
     ) -> tuple[Tensor, ...]:
         count = len(parameters) // 2
         weights, biases = parameters[:count], parameters[count:]
         packed = [operators.quantize_weight(weight) for weight in weights if weight is not None]
-        kept: tuple[Tensor, ...] = ()
+        kept: tuple[Tensor, ...] = (x,)
         if operators.config.activation_dtype == "int8":
             kept = operators.quantize_activations(x.reshape(-1, x.shape[-1]))
             ys = [y.to(dtype) for y in _multiply(kernel, x, packed, biases)]
         else:
-            x = x.to(dtype)
             ys = [
-                F.linear(x, operators.dequantize_weight(weight, dtype), None if bias is None else bias.to(dtype))
+                F.linear(
+                    x.to(dtype), operators.dequantize_weight(weight, dtype), None if bias is None else bias.to(dtype)
+                )
                 for weight, bias in zip(packed, biases, strict=True)
             ]
-        return *ys, *[weight.packed for weight in packed], *[weight.scale for weight in packed], *kept
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, ctx.operators, _, x, *parameters = inputs
-        ctx.count = len(parameters) // 2
+        masters = weights if operators.config.ste == "clipped" else ()
+        ctx.save_for_backward(*[w.packed for w in packed], *[w.scale for w in packed], *kept, *masters)
+        ctx.operators, ctx.count = operators, count
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
         ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
-        config: BitQuantConfig = ctx.operators.config
-        quantized = output[ctx.count :]
-        ctx.mark_non_differentiable(*quantized)
         ctx.set_materialize_grads(False)
-        floats = () if config.activation_dtype == "int8" else (x,)
-        masters = parameters[: ctx.count] if config.ste == "clipped" else ()
-        ctx.save_for_backward(*quantized, *floats, *masters)
+        return tuple(ys)
 
     @staticmethod
     @once_differentiable

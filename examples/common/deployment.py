@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bitlayers import assert_deploy_equal, deploy
 from bitmodels import AutoBitModel, BitModelBase
+from common.training import device_of
 
 
 def deploy_and_reload(model: nn.Module, inputs: Tensor, reload: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -16,10 +17,12 @@ def deploy_and_reload(model: nn.Module, inputs: Tensor, reload: Callable[[nn.Mod
     Raises:
         AssertionError: the logits of `inputs` are not those of evaluation, bit for bit.
     """
+    device = device_of(model)
+    inputs = inputs.to(device)
     assert_deploy_equal(model, inputs)
     with torch.inference_mode():
         evaluated = model.eval()(inputs)
-        loaded = reload(deploy(model))
+        loaded = reload(deploy(model)).to(device)
         assert torch.equal(loaded(inputs), evaluated), "the logits differ after a save and a load"
     return loaded
 

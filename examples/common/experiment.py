@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitlayers import BitLayer, memory_report
 from common.data import Data
 from common.plot import plot
-from common.training import Curve, Loss, Recipe, cross_entropy, evaluate, train
+from common.training import Curve, Loss, Recipe, cross_entropy, device_of, evaluate, train
 
 
 @dataclass
@@ -110,6 +110,7 @@ class Experiment:
 def latency(model: nn.Module, x: Tensor) -> float:
     """Median seconds of a call in eval mode, of all that fit into a fifth of a second after a warm-up."""
     model.eval()
+    x = x.to(device_of(model))
     times: list[float] = []
     with torch.inference_mode():
         for _ in range(3):
@@ -117,5 +118,7 @@ def latency(model: nn.Module, x: Tensor) -> float:
         while sum(times) < 0.2:
             start = time.perf_counter()
             model(x)
+            if x.is_cuda:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return statistics.median(times)

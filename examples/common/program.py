@@ -5,6 +5,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -18,6 +19,17 @@ Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Items a step.")]
 LearningRate = Annotated[float, typer.Option(min=0.0, help="Its peak.")]
 DenseLearningRate = Annotated[float, typer.Option(min=0.0, help="Its peak for the fp32 twin.")]
+
+
+def _usable(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise typer.BadParameter(f"{device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+Device = Annotated[str, typer.Option(callback=_usable, help="Where to train: cpu, cuda, cuda:1, ...")]
 Out = Annotated[
     Path, typer.Option(file_okay=False, help="Folder for the deployed checkpoint, the plot and results.json.")
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,9 @@ def train(
     warmup = QuantizationWarmup(model, int(recipe.lambda_share * recipe.steps)) if ternary else None
     curve, losses = Curve(), []
     model.train()
-    for step, (x, target) in enumerate(batches(data.training, recipe, seed), 1):
+    device = device_of(model)
+    for step, batch in enumerate(batches(data.training, recipe, seed), 1):
+        x, target = (tensor.to(device) for tensor in batch)
         optimizer.zero_grad()
         loss = loss_of(x, model(x), target)
         loss.backward()
@@ -83,12 +86,18 @@ def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
     model.eval()
     loss, right, count = 0.0, 0, 0
     with torch.inference_mode():
-        for x, target in _loader(data.validation, SequentialSampler(data.validation), 64):
+        for batch in _loader(data.validation, SequentialSampler(data.validation), 64):
+            x, target = (tensor.to(device_of(model)) for tensor in batch)
             logits = model(x)
             loss += cross_entropy(x, logits, target).item() * target.numel()
             right += int((logits.argmax(-1) == target).sum())
             count += target.numel()
     return loss / count, right / count
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or, in a deployed model, buffer is."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 def batches(dataset: Items, recipe: Recipe, seed: int) -> DataLoader[tuple[Tensor, ...]]:

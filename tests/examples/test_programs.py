@@ -93,6 +93,8 @@ def test_the_dense_twin_begins_with_the_same_weights(model: torch.nn.Module) -> 
         ("char_lm", ["--text", "{folder}"], "{folder} cannot be read (Is a directory), expected a text file in UTF-8"),
         ("char_lm", ["--width", "33"], "33 is not a multiple of 32"),
         ("convert_pretrained", ["--out", "{folder}/file"], "file"),
+        ("xor_mlp", ["--device", "gpu"], "gpu"),
+        ("char_lm", ["--device", "cuda:99"], "cuda:99"),
     ],
 )
 def test_what_is_wrong_is_said_with_exit_code_2(program: str, options: list[str], message: str, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Training on the kernels: the forward pass of inference, and the gradients that the PyTorch definitions give."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     KernelRegistry.get_kernel_by_name(KERNEL, BitQuantConfig()).training_operators() is None,
     reason=f"{KERNEL}, the best kernel here, has no operators for training",
 )
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CONFIGS = [
     BitQuantConfig(),
     BitQuantConfig(weight_granularity="per_channel", storage_format="base3", activation_granularity="per_tensor"),
@@ -29,6 +32,13 @@ def gradients_of(layer: BitLinear, x: Tensor, upstream: Tensor) -> list[Tensor]:
     gradients = [x.grad, *[parameter.grad for parameter in layer.parameters()]]
     layer.zero_grad()
     return [gradient for gradient in gradients if gradient is not None]
+
+
+@pytest.fixture(params=DEVICES, autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test runs on all devices of this machine."""
+    with torch.device(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -92,9 +102,9 @@ def test_checkpointing_gives_the_same_gradients() -> None:
         assert all(torch.equal(first, other) for first, other in zip(results[0], others, strict=True))
 
 
-def test_autocast_gives_its_dtype_and_float32_gradients_to_masters() -> None:
+def test_autocast_gives_its_dtype_and_float32_gradients_to_masters(device: str) -> None:
     layer, x = BitLinear(40, 8), torch.randn(5, 40, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         y = layer(x)
         ys = linear_group([layer, BitLinear(40, 9)], x)
     assert [y.dtype, *[one.dtype for one in ys]] == [torch.bfloat16] * 3
@@ -139,17 +149,18 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
         gradient.sum().backward()
 
 
-def test_torch_func_sees_the_same_gradients() -> None:
+def test_torch_func_goes_by_the_definitions() -> None:
     layer, x = BitLinear(10, 4), torch.randn(3, 10)
     parameters = dict(layer.named_parameters())
 
-    def loss(parameters: dict[str, Tensor]) -> Tensor:
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(layer, parameters, (x,)).square().sum()
 
-    gradients = torch.func.grad(loss)({name: parameter.detach() for name, parameter in parameters.items()})
-    loss(parameters).backward()
+    detached = {name: parameter.detach() for name, parameter in parameters.items()}
+    of_samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(detached, x)
+    loss(parameters, x).backward()
     for name, parameter in parameters.items():
-        assert torch.equal(gradients[name], parameter.grad)
+        torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
 
 
 @pytest.mark.parametrize("config", CONFIGS[:1] + CONFIGS[3:], ids=str)

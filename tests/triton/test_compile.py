@@ -108,7 +108,13 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
 @pytest.mark.parametrize(("per_byte", "slots"), [(4, 4), (5, 8)])
 def test_the_passes_of_training_compile(target: GPUTarget, per_byte: int, slots: int) -> None:
-    from bitcore.kernels.triton.training import pack_kernel, row_statistics_kernel, scales_kernel, unpack_kernel
+    from bitcore.kernels.triton.training import (
+        pack_kernel,
+        row_statistics_kernel,
+        scale_tokens_kernel,
+        scales_kernel,
+        unpack_kernel,
+    )
 
     layout = {"PER_CHANNEL": False, "PER_BYTE": per_byte, "SLOTS": slots, "TILE": 256}
     weight = {"w": "*fp32", "statistics": "*fp64"}
@@ -118,3 +124,4 @@ def test_the_passes_of_training_compile(target: GPUTarget, per_byte: int, slots:
         assert compiled(scales_kernel, target, {**rule, "PER_CHANNEL": False}, **weight)
         assert compiled(pack_kernel, target, {**layout, "ABSMEAN": absmean}, threshold_factor="fp32", **weight)
     assert compiled(unpack_kernel, target, layout, w="*bf16")
+    assert compiled(scale_tokens_kernel, target, {"PER_TENSOR": False, "TILE": 2048})

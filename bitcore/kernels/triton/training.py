@@ -1,4 +1,4 @@
-"""The passes of training: float weights to packed ternary ones, and back.
+"""The passes of training: float weights to packed ternary ones, and back; int8 activations back to floats.
 
 Quantizing takes three launches: statistics of rows, scales of them, packing. Sums are in float64 and in a fixed order:
 the same input gives the same bits.
@@ -134,6 +134,16 @@ def unpack_kernel(
         code = (((bytes_ * _power_of_3(place)) & 255) * 3) >> 8
     value = (code - 1).to(tl.float32) * scale
     tl.store(w + row * columns + column, value.to(w.dtype.element_ty), mask=(place < PER_BYTE) & (column < columns))
+
+
+@triton.jit
+def scale_tokens_kernel(q, scales, x, columns, PER_TENSOR: tl.constexpr, TILE: tl.constexpr):
+    """x [tokens, columns] = q * its token's scale, in x's dtype."""
+    token = tl.program_id(0).to(tl.int64)
+    scale = tl.load(scales) if PER_TENSOR else tl.load(scales + token)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    value = tl.load(q + token * columns + column, mask=column < columns, other=0).to(tl.float32) * scale
+    tl.store(x + token * columns + column, value.to(x.dtype.element_ty), mask=column < columns)
 
 
 @triton.jit

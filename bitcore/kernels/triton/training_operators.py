@@ -9,12 +9,19 @@ from torch import Tensor
 from bitcore.kernels.training import TrainingOperators
 from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
 from bitcore.kernels.triton.launch import OPTIONS
-from bitcore.kernels.triton.training import pack_kernel, row_statistics_kernel, scales_kernel, unpack_kernel
+from bitcore.kernels.triton.training import (
+    pack_kernel,
+    row_statistics_kernel,
+    scale_tokens_kernel,
+    scales_kernel,
+    unpack_kernel,
+)
 from bitcore.packed_weight import PackedWeight
 from bitcore.packing import WEIGHTS_PER_BYTE
 
 TILE = 1024  # weights, or at most as many activations, of a step
 BYTES_TILE = 256
+TOKEN_TILE = 2048
 
 
 class TritonTrainingOperators(TrainingOperators):
@@ -36,6 +43,10 @@ class TritonTrainingOperators(TrainingOperators):
     def quantize_activations(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, scale = triton_quantize_tokens(x, self.config.activation_granularity == "per_tensor")
         return q, scale
+
+    def dequantize_activations(self, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        x: Tensor = triton_dequantize_tokens(q, scale, dtype)
+        return x
 
 
 @torch.library.custom_op("bitlab::triton_quantize_ternary", mutates_args=())
@@ -147,6 +158,23 @@ def triton_quantize_tokens(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]
 def _(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]:
     scale = x.new_empty(1 if per_tensor else (x.shape[0], 1), dtype=torch.float32)
     return x.new_empty(x.shape, dtype=torch.int8), scale
+
+
+@torch.library.custom_op("bitlab::triton_dequantize_tokens", mutates_args=())
+def triton_dequantize_tokens(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8 q [tokens, K], float32 scale [1] or [tokens, 1] -> [tokens, K]."""
+    tokens, in_features = q.shape
+    x = torch.empty_like(q, dtype=dtype)
+    with _device_of(q):
+        scale_tokens_kernel[(tokens, triton.cdiv(in_features, TOKEN_TILE))](
+            q, scale, x, in_features, PER_TENSOR=scale.dim() == 1, TILE=TOKEN_TILE, **OPTIONS
+        )
+    return x
+
+
+@triton_dequantize_tokens.register_fake
+def _(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(q, dtype=dtype)
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
