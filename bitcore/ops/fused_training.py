@@ -68,7 +68,8 @@ class _FusedLinears(torch.autograd.Function):
         kept: tuple[Tensor, ...] = (x,)
         if operators.config.activation_dtype == "int8":
             kept = operators.quantize_activations(x.reshape(-1, x.shape[-1]))
-            ys = [y.to(dtype) for y in _multiply(kernel, x, packed, biases)]
+            # Not always `.to`: torch.compile loses the gradient of a result that `.to` returns as it is (torch 2.11).
+            ys = [y if y.dtype == dtype else y.to(dtype) for y in _multiply(kernel, x, packed, biases)]
         else:
             ys = [
                 F.linear(

@@ -163,8 +163,9 @@ def test_torch_func_goes_by_the_definitions() -> None:
         torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("config", CONFIGS[:1] + CONFIGS[3:], ids=str)
-def test_compiles_into_one_graph(config: BitQuantConfig) -> None:
+def test_compiles_into_one_graph(config: BitQuantConfig, autocast: bool, device: str) -> None:
     model = nn.Sequential(BitLinear(20, 30, quant_config=config), nn.GELU(), BitLinear(30, 4, quant_config=config))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(6, 20, requires_grad=True)
@@ -172,10 +173,12 @@ def test_compiles_into_one_graph(config: BitQuantConfig) -> None:
     for forward in (model, compiled):
         model.zero_grad()
         x.grad = None
-        y = forward(x)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            y = forward(x)
         y.square().sum().backward()
         results.append([y, x.grad, *[parameter.grad for parameter in model.parameters()]])
     for eager, traced in zip(*results, strict=True):
+        assert traced.any()
         torch.testing.assert_close(traced, eager)
 
 
