@@ -1,8 +1,7 @@
 // Any number of columns, any GPU since sm_75, one scale a row or one a group.
 //
-//     block   8 warps, tile of 128 rows x kColumns columns; the activations of a chunk after the other pass through
-//     shared
-//             memory, three of them under way
+//     block   8 warps, tile of 128 rows x kColumns columns; activations pass through shared memory chunk by chunk,
+//             three of them under way
 //     warp    16 rows: their weights go from memory to registers, one chunk ahead, and never through shared memory
 //
 // Columns come in blocks of 8 tokens, one block for each digit, so that a lane holds all digits of its tokens.

@@ -1,12 +1,10 @@
-// Few columns (at most 16): bound by reading the weights once.
+// At most 8 columns: bound by reading the weights once.
 //
-//     block   8 warps share tiles of 16 rows, warp w reads chunks w, w + 8, ... of all 16; the blocks of a launch
-//     stay and
-//             take tile after tile, with the next chunks of the warp, also those of the next tile, always under way
+//     block   8 warps share tiles of 16 rows, warp w reads chunks w, w + 8, ... of all 16; the blocks of a launch stay
+//             and take tile after tile, with the next chunks of the warp, also of the next tile, always under way
 //     lane    16 bytes of row g and 16 of row g + 8 a chunk: 4 lanes read 64 neighbouring bytes
-//     shared  the chunks under way (a lane reads back what it copied itself), and the int8 activations of all K, made
-//     by
-//             the block itself from x where there is one token
+//     shared  the chunks under way (a lane reads back what it copied itself), and the int8 activations of all K, which
+//             the block makes itself from x where there is one token
 //
 // Two bits a weight: 32 bytes a lane are 128 weights, 56 shifts and masks, and 8 products m16n8k32 of the warp.
 #include "activations.cuh"
@@ -20,16 +18,13 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16;
-constexpr int kMostColumns = 16;
+constexpr int kColumns = 8;
 constexpr int kColumnStride = kRows + 4;  // of sums in shared memory: without bank conflicts
 
-// Partial sums of a tile may be written while those of the one before are read, if there is room.
-constexpr int partial_buffers(int column_tiles) { return column_tiles == 1 ? 2 : 1; }
+constexpr int kBuffers = 2;  // partial sums of a tile are written while those of the one before are read
 
 // What a block declares itself, about.
-constexpr size_t static_shared_bytes(int column_tiles) {
-  return partial_buffers(column_tiles) * kWarps * 8 * column_tiles * kColumnStride * sizeof(int) + 1024;
-}
+constexpr size_t kStaticSharedBytes = kBuffers * kWarps * kColumns * kColumnStride * sizeof(int) + 1024;
 
 struct Decode {
   Linear linear;
@@ -114,8 +109,8 @@ struct ChunkReader {
 
 // What the block knows of its columns; absmax and sums of the warps where it quantizes itself.
 struct Columns {
-  float scale[kMostColumns];  // by token
-  int sum[kMostColumns];
+  float scale[kColumns];  // by token
+  int sum[kColumns];
   uint32_t absmax[kWarps];
   int warp_sum[kWarps][kFloatDigits];
 };
@@ -180,14 +175,12 @@ struct BlockToken {
   }
 };
 
-template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes, bool kAligned, int kStages>
+template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages>
 __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_constant__ Decode a) {
   using Layout = Chunk<kFormat>;
-  constexpr int kColumns = 8 * kColumnTiles;
   extern __shared__ __align__(128) int8_t shared[];
   int8_t* q =
       shared + kRingBytes<kAligned, kStages>;  // [chunks][half steps / 4][columns][64], see Quantized::fragments
-  constexpr int kBuffers = partial_buffers(kColumnTiles);
   __shared__ int partial[kBuffers][kWarps][kColumns][kColumnStride];
   __shared__ Columns of_columns;
 
@@ -234,10 +227,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_consta
   }
 
   // What this lane reads of the columns; those that do not exist repeat the last one, and nobody reads their sums.
-  uint32_t column[kColumnTiles];
-#pragma unroll
-  for (int j = 0; j < kColumnTiles; ++j)
-    column[j] = shared_address(q) + min(8 * j + lane / 4, columns - 1) * 64 + lane % 4 * 16;
+  const uint32_t column = shared_address(q) + min(lane / 4, columns - 1) * 64 + lane % 4 * 16;
   const uint32_t quad_bytes = columns * 64;
 
   // The output of each tile that this thread writes; with few tokens the warps take turns at it.
@@ -260,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_consta
     const uint8_t* row8 = weight.packed + min(first + lane / 4 + 8, weight.n - 1) * a.row_bytes;
     const uint32_t shift = shift_of_row<kAligned>(row), shift8 = shift_of_row<kAligned>(row8);
 
-    int acc[kColumnTiles][2][4] = {};  // two chains of products, because one waits for itself
+    int acc[2][4] = {};  // two chains of products, because one waits for itself
     for (int chunk = warp; chunk - warp < chunks; chunk += kWarps) {
       wait_for_copies<kStages - 2>();
       if constexpr (!kAligned) __syncwarp();
@@ -278,19 +268,15 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_consta
       decode_words<kFormat>(words8, codes8);
       uint32_t quad = chunk * (Layout::kHalfSteps / 4) * quad_bytes;
 #pragma unroll
-      for (int r = 0; r < Layout::kHalfSteps; r += 4, quad += quad_bytes)
-#pragma unroll
-        for (int j = 0; j < kColumnTiles; ++j) {
-          const Words<4> b = load_shared_words(column[j] + quad);
-          multiply_add(acc[j][0], codes[r], codes8[r], codes[r + 1], codes8[r + 1], b.word[0], b.word[1]);
-          multiply_add(acc[j][1], codes[r + 2], codes8[r + 2], codes[r + 3], codes8[r + 3], b.word[2], b.word[3]);
-        }
+      for (int r = 0; r < Layout::kHalfSteps; r += 4, quad += quad_bytes) {
+        const Words<4> b = load_shared_words(column + quad);
+        multiply_add(acc[0], codes[r], codes8[r], codes[r + 1], codes8[r + 1], b.word[0], b.word[1]);
+        multiply_add(acc[1], codes[r + 2], codes8[r + 2], codes[r + 3], codes8[r + 3], b.word[2], b.word[3]);
+      }
     }
 #pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        partial[buffer][warp][8 * j + 2 * (lane % 4) + i % 2][lane / 4 + i / 2 * 8] = acc[j][0][i] + acc[j][1][i];
+    for (int i = 0; i < 4; ++i)
+      partial[buffer][warp][2 * (lane % 4) + i % 2][lane / 4 + i / 2 * 8] = acc[0][i] + acc[1][i];
     __syncthreads();
     if (live) {
       int total[kDigits];
@@ -304,11 +290,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_consta
       const float value = with_bias(__fmul_rn(product_of(total, kDigits), factor), weight, n);
       store_float(weight.y, linear.dtype, out_token * weight.n + n, value);
     }
-    if constexpr (kBuffers == 2) {
-      buffer ^= 1;
-    } else {
-      __syncthreads();
-    }
+    buffer ^= 1;
     out = (out + 32) % kThreads;
   }
 }
@@ -324,30 +306,29 @@ int blocks_of(const Decode& a, const Device& device, int resident) {
   return rounds > 3 ? most : (a.tiles.count + rounds - 1) / rounds;
 }
 
-template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes, bool kAligned, int kStages>
+template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages>
 cudaError_t launch_stages(const Decode& a, const Device& device, int resident, void* stream) {
   const size_t shared = dynamic_shared_bytes<kAligned, kStages>(a.linear, kDigits);
-  const int fit = static_cast<int>(device.shared_memory / (shared + static_shared_bytes(kColumnTiles) + 1024));
+  const int fit = static_cast<int>(device.shared_memory / (shared + kStaticSharedBytes + 1024));
   const int blocks = blocks_of(a, device, fit < 1 ? 1 : fit < resident ? fit : resident);
-  return launch(decode_kernel<kFormat, kDigits, kColumnTiles, kQuantizes, kAligned, kStages>,
-                dim3(static_cast<unsigned>(blocks)), kThreads, shared, stream, true, 1, a);
+  return launch(decode_kernel<kFormat, kDigits, kQuantizes, kAligned, kStages>, dim3(static_cast<unsigned>(blocks)),
+                kThreads, shared, stream, true, 1, a);
 }
 
 // The fewer tiles a block takes, the more its start counts: then fewer copies ahead of it, and fewer blocks that each
 // need the activations.
-template <Format kFormat, int kDigits, int kColumnTiles, bool kQuantizes>
+template <Format kFormat, int kDigits, bool kQuantizes>
 cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
-  if (!aligned) return launch_stages<kFormat, kDigits, kColumnTiles, kQuantizes, false, 4>(a, device, 3, stream);
+  if (!aligned) return launch_stages<kFormat, kDigits, kQuantizes, false, 4>(a, device, 3, stream);
   return a.tiles.count <= 6 * device.multiprocessors
-             ? launch_stages<kFormat, kDigits, kColumnTiles, kQuantizes, true, 3>(a, device, 2, stream)
-             : launch_stages<kFormat, kDigits, kColumnTiles, kQuantizes, true, 5>(a, device, 3, stream);
+             ? launch_stages<kFormat, kDigits, kQuantizes, true, 3>(a, device, 2, stream)
+             : launch_stages<kFormat, kDigits, kQuantizes, true, 5>(a, device, 3, stream);
 }
 
 template <Format kFormat, int kDigits>
 cudaError_t launch_digits(const Decode& a, const Device& device, bool aligned, void* stream) {
-  if (a.quantized.q == nullptr) return launch_kernel<kFormat, kDigits, 1, true>(a, device, aligned, stream);
-  return a.linear.m * kDigits <= 8 ? launch_kernel<kFormat, kDigits, 1, false>(a, device, aligned, stream)
-                                   : launch_kernel<kFormat, kDigits, 2, false>(a, device, aligned, stream);
+  return a.quantized.q == nullptr ? launch_kernel<kFormat, kDigits, true>(a, device, aligned, stream)
+                                  : launch_kernel<kFormat, kDigits, false>(a, device, aligned, stream);
 }
 
 template <Format kFormat>
@@ -360,8 +341,8 @@ cudaError_t launch_format(const Decode& a, const Device& device, bool aligned, v
 
 bool decode_can_serve(const Linear& linear, int digits, const Device& device) {
   const int64_t columns = linear.m * digits;
-  return linear.group_size == 0 && columns <= kMostColumns &&
-         dynamic_shared_bytes<false, 5>(linear, digits) + static_shared_bytes(columns <= 8 ? 1 : 2) <=
+  return linear.group_size == 0 && columns <= kColumns &&
+         dynamic_shared_bytes<false, 5>(linear, digits) + kStaticSharedBytes <=
              static_cast<size_t>(device.shared_memory);
 }
 

@@ -34,6 +34,10 @@ bool decode_can_quantize(const Linear& linear, int digits);
 bool decode_can_serve(const Linear& linear, int digits, const Device& device);
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
 
+constexpr int kNarrowColumns = 16;
+bool narrow_can_serve(const Linear& linear, int digits, const Device& device);
+int launch_narrow(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
+
 int launch_batch(const Linear& linear, const Quantized& quantized, void* stream);
 
 int hopper_columns(int64_t columns);  // of a tile

@@ -8,7 +8,7 @@
 namespace bitlab::cuda {
 namespace {
 
-enum class Path { kDecode, kDecodeQuantizing, kBatch, kHopper, kHopperFloating };
+enum class Path { kDecode, kDecodeQuantizing, kNarrow, kBatch, kHopper, kHopperFloating };
 
 // From as many tokens on the tensor cores take bfloat16 and float16 activations as they are: for fewer, three int8
 // digits and as many blocks as split K are faster.
@@ -32,10 +32,9 @@ Path path_of(const Linear& linear, const Device& device) {
 #ifdef BITLAB_HAVE_HOPPER
   hopper = device.compute_capability == 90 && linear.group_size == 0;
 #endif
-  // From 9 columns on its tensor cores are the faster way.
-  const bool few = !hopper || linear.m * digits_of(linear) <= 8;
-  if (few && decode_can_serve(linear, digits_of(linear), device))
+  if (decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
+  if (narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
   if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 &&
       linear.format != Format::kInt4 && linear.m >= kFewestFloating)
     return Path::kHopperFloating;
@@ -52,11 +51,11 @@ Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t*
   result.groups = linear.group_size == 0 ? 1 : (linear.k + linear.group_size - 1) / linear.group_size;
   *bytes = 0;
   if (path == Path::kDecodeQuantizing) return result;
-  if (path == Path::kDecode) {
+  if (path == Path::kDecode || path == Path::kNarrow) {
     result.token_block = 1;
     result.fragments = true;
     result.tile_tokens = static_cast<int>(linear.m);
-    result.tile_columns = result.tile_tokens * result.digits;
+    result.tile_columns = path == Path::kNarrow ? kNarrowColumns : result.tile_tokens * result.digits;
   } else if (path == Path::kHopperFloating) {
     result.digits = 1;
     result.floating = true;
@@ -109,6 +108,7 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
       quantized.floating ? launch_arrange(linear, quantized, stream) : launch_quantize(linear, quantized, stream);
   if (error != cudaSuccess) return error;
   if (path == Path::kDecode) return launch_decode(linear, quantized, device, stream);
+  if (path == Path::kNarrow) return launch_narrow(linear, quantized, device, stream);
 #ifdef BITLAB_HAVE_HOPPER
   if (path == Path::kHopper || path == Path::kHopperFloating) return launch_hopper(linear, quantized, device, stream);
 #endif
