@@ -9,6 +9,7 @@ from torch import Tensor
 from bitmodels.formats.checkpoint import Checkpoint
 from bitmodels.formats.encoded_weight import EncodedWeight
 from bitmodels.formats.opening import open_checkpoint
+from bitmodels.progress import tracked
 
 
 class ScaleReport(BaseModel):
@@ -59,7 +60,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
         CheckpointError, DependencyError: as open_checkpoint and Checkpoint.read.
     """
     checkpoint = open_checkpoint(path)
-    tensors = tuple(_report(checkpoint, name, tensor) for name, tensor in checkpoint)
+    tensors = tuple(_report(checkpoint, name, checkpoint.read(name)) for name in tracked(checkpoint.entries, "reading"))
     bytes_by_encoding: dict[str, int] = {}
     for report in tensors:
         bytes_by_encoding[report.encoding] = bytes_by_encoding.get(report.encoding, 0) + report.nbytes
