@@ -106,7 +106,7 @@ def _print_kernels(summary: dict[str, list[dict[str, Any]]]) -> None:
     rows: list[tuple[object, ...]] = []
     for row in summary["kernels"]:
         found = wrong[row["kernel"]]
-        result = f"{found} checks differ" if found else "equal to the reference"
+        result = f"{found} checks differ" if found else "agrees with the reference"
         rows.append((row["kernel"], row["layers"], f"{row['outputs']:,}", result))
     rows += [(row["kernel"], None, None, f"not usable: {row['reason']}") for row in summary["unusable"]]
     columns = {"kernel": "left", "layers": "right", "outputs compared": "right", "result": "left"}

@@ -84,9 +84,9 @@ def test_the_same_generator_gives_the_same_inputs(monkeypatch: pytest.MonkeyPatc
     layer = BitLinear(16, 4).deploy()
     for _ in range(2):
         check_kernels(layer, dtypes=[torch.float32], generator=torch.Generator().manual_seed(7))
-    half = len(seen) // 2
-    assert half > 4
-    assert all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True) if not a.isnan().any())
+    first, again = (tokens.nan_to_num(0.5) for tokens in seen)
+    assert torch.equal(first, again)
+    assert len(first) > 40
 
 
 def test_what_cannot_be_checked() -> None:
