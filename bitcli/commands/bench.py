@@ -1,6 +1,7 @@
 """`bitlab bench`: one layer on this machine, by BitLab's kernels and by PyTorch."""
 
 import re
+import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from bitcli.measurement.layer_bench import Bench
     from bitcore import BitQuantConfig
 
-UNSTEADY = 0.5
+UNSTEADY = 0.25
 COLUMNS = {
     "layer": "left",
     "weights": "right",
@@ -113,5 +114,5 @@ def _print_rows(title: str, result: "Bench", baseline: str) -> None:
         limit = {"read": "limit: reading memory", "copy": "limit: copying memory"}.get(what, f"limit: {what} product")
         rows.append((limit, None, None, None, None, *((cell, None) if unit == "bytes" else (None, cell)), None))
     print_table(f"{title}; faster: than {baseline}", COLUMNS, rows)
-    if max(row.spread for row in result.results) > UNSTEADY:
-        say("note", f"times spread by more than {UNSTEADY:.0%}: something else runs here, so medians say little")
+    if statistics.median(row.spread for row in result.results) > UNSTEADY:
+        say("note", f"most times spread by more than {UNSTEADY:.0%}: something else runs here, so medians say little")

@@ -65,8 +65,8 @@ def convert(
         if is_own_model(path):
             if head_dtype or storage_format or activations:
                 raise typer.BadParameter(
-                    "--head-dtype, --storage-format and --activations are for foreign models: "
-                    f"{src} is BitLab's own, and says what it holds"
+                    "--head-dtype, --storage-format and --activations are for foreign models, and "
+                    f"{src} is BitLab's own. A language model takes them after `bitlab export {src} DST --format hf`"
                 )
             model = _read_own(path, dtype, keep_masters)
         else:

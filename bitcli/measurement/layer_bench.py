@@ -65,7 +65,8 @@ def bench_layer(
     else:
         times = time_in_turns({each.name: each.calls for each in competitors}, track(range(ROUNDS), "measuring"))
         limits = {"read_bytes_per_s": read_bandwidth(), "fp32_ops_per_s": fp32_peak()}
-        machine = f"{cpu_name()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        machine = f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
     operations = 2 * tokens * shape[0] * shape[1]
     results = []
     for each in competitors:

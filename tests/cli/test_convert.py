@@ -74,7 +74,7 @@ def test_masters_are_kept_or_quantized_before_they_are_cast(made: Models, run_js
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("deployed", ["--head-dtype", "int8"], "is BitLab's own"),
+        ("deployed", ["--head-dtype", "int8"], "is BitLab's own. A language model takes them after"),
         ("gguf", ["--keep-masters"], "which cannot be trained"),
         ("hf", ["--dtype", "int8"], "'--dtype'"),
         ("nothing", [], "no such file or directory"),
