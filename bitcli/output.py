@@ -54,7 +54,7 @@ def track(items: Collection[Item], what: str) -> Iterable[Item]:
 def size(nbytes: float) -> str:
     """Bytes in a unit that suits their number: 1 kB is 1000 bytes."""
     for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
+        if nbytes < 999.5:
             return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.3g} GB"

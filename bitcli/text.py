@@ -22,7 +22,7 @@ def prompt_ids(text: str, tokenizer: Any, chat: bool) -> list[int]:
     if not chat:
         return list(tokenizer.encode(text))
     if tokenizer.chat_template is None:
-        raise ArgumentError("--chat", "given, and the tokenizer has no chat template", "nothing: leave it out")
+        raise ArgumentError("the tokenizer", "without a chat template", "one that has it, or no --chat")
     turn = [{"role": "user", "content": text}]
     whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(whole, add_special_tokens=False))

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from bitcore import BitQuantConfig
 
 UNSTEADY = 0.25
+LIMITS = {
+    "read_bytes_per_s": "reading memory",
+    "copy_bytes_per_s": "copying memory",
+    "fp32_ops_per_s": "fp32 product",
+    "bf16_ops_per_s": "bf16 product",
+}
 COLUMNS = {
     "layer": "left",
     "weights": "right",
@@ -109,10 +115,8 @@ def _print_rows(title: str, result: "Bench", baseline: str) -> None:
         for row in result.results
     ]
     for name, rate in result.limits.items():
-        what, unit = name.removesuffix("_per_s").split("_")
-        cell = f"{rate * 1e-9:.1f}" if unit == "bytes" else f"{rate * 1e-9:.0f}"
-        limit = {"read": "limit: reading memory", "copy": "limit: copying memory"}.get(what, f"limit: {what} product")
-        rows.append((limit, None, None, None, None, *((cell, None) if unit == "bytes" else (None, cell)), None))
+        rates = (f"{rate * 1e-9:.1f}", None) if "bytes" in name else (None, f"{rate * 1e-9:.0f}")
+        rows.append((f"limit: {LIMITS[name]}", None, None, None, None, *rates, None))
     print_table(f"{title}; faster: than {baseline}", COLUMNS, rows)
     if statistics.median(row.spread for row in result.results) > UNSTEADY:
         say("note", f"most times spread by more than {UNSTEADY:.0%}: something else runs here, so medians say little")

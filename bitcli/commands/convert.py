@@ -86,7 +86,7 @@ def convert(
             "dst": str(dst),
             "model_type": model.model_type,
             "deployed": model.is_deployed,
-            "parameters_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
+            "nbytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
             "files": {file.name: file.stat().st_size for file in sorted(directory.iterdir())},
         }
     if vocabulary is None and not no_tokenizer:
@@ -104,8 +104,11 @@ def _read_own(path: Path, dtype: str | None, keep_masters: bool) -> "BitModelBas
     import torch
 
     from bitcli.models import load_model
+    from bitcore.exceptions import ArgumentError
 
     model = load_model(path)
+    if keep_masters and model.is_deployed:
+        raise ArgumentError("SRC", f"{path}, which is deployed", "one with master weights, or no --keep-masters")
     if not model.is_deployed and not keep_masters:
         model.deploy()
     return model if dtype is None else model.to(getattr(torch, dtype))

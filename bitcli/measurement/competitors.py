@@ -44,13 +44,12 @@ def kernel_competitors(
     """
     packed = PackedWeight.from_float(weight, config)
     request = KernelRequest(config, x.device.type, x.dtype, weight.shape[1], weight.shape[0])
-    chosen = [
-        decision.kernel(config)
+    names = kernels or [
+        decision.kernel.name
         for decision in KernelRegistry.decide(request)
         if decision.reason is None and (x.device.type == "cpu" or decision.kernel.name != REFERENCE)
     ]
-    if kernels:
-        chosen = [KernelRegistry.resolve(request, forced=name) for name in kernels]
+    chosen = [KernelRegistry.resolve(request, forced=name) for name in names]
     copies = [packed._replace(packed=copy) for copy in _copies(packed.packed, hot)]
     return [
         Competitor(kernel.name, packed.packed.nbytes, [partial(kernel.linear, x, copy) for copy in copies])

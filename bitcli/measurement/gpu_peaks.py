@@ -12,9 +12,9 @@ MEMORY_BYTES = 4 * 2**30  # of the reads and copies
 PRODUCT = 8192  # tokens, input and output features of the matrix products
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy."""
-    source = torch.randint(-(2**31), 2**31 - 1, (MEMORY_BYTES // 4,), dtype=torch.int32, device="cuda")
+def copy_bandwidth(nbytes: int = MEMORY_BYTES) -> float:
+    """Bytes a second, read and written, of a copy of `nbytes`."""
+    source = torch.randint(-(2**31), 2**31 - 1, (nbytes // 4,), dtype=torch.int32, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / (time_calls(lambda _: target.copy_(source), 3).microseconds * 1e-6)
 

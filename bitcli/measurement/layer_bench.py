@@ -8,7 +8,7 @@ from torch import Tensor
 from bitcli.measurement.competitors import Competitor, dense_competitors, kernel_competitors
 from bitcli.measurement.cpu_limits import cpu_name, fp32_peak, read_bandwidth
 from bitcli.measurement.gpu_graph_timing import time_calls
-from bitcli.measurement.gpu_peaks import bf16_peak, copy_bandwidth
+from bitcli.measurement.gpu_peaks import MEMORY_BYTES, bf16_peak, copy_bandwidth
 from bitcli.measurement.timing import time_in_turns
 from bitcli.output import track
 from bitcore.config import BitQuantConfig
@@ -60,7 +60,8 @@ def bench_layer(
     competitors = kernel_competitors(x, weight, config, hot, kernels) + dense_competitors(x, weight, dtypes, hot)
     if device.type == "cuda":
         times = {each.name: _graph_time(each) for each in track(competitors, "measuring")}
-        limits = {"copy_bytes_per_s": copy_bandwidth(), "bf16_ops_per_s": bf16_peak()}
+        copied = min(MEMORY_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+        limits = {"copy_bytes_per_s": copy_bandwidth(copied), "bf16_ops_per_s": bf16_peak()}
         machine = torch.cuda.get_device_name(device)
     else:
         times = time_in_turns({each.name: each.calls for each in competitors}, track(range(ROUNDS), "measuring"))

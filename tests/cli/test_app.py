@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from conftest import Models, Run
+from small_models import Models, Run
 from typer.testing import CliRunner
 
 import bitcore

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from small_models import Run
 
 from bitcli.measurement import competitors, layer_bench
 from bitcli.measurement.competitors import dense_competitors, kernel_competitors

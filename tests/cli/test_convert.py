@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Models, Run
+from small_models import Models, Run
 from transformers import AutoTokenizer
 
 from bitcore import BitQuantConfig
@@ -76,6 +76,7 @@ def test_masters_are_kept_or_quantized_before_they_are_cast(made: Models, run_js
     [
         ("deployed", ["--head-dtype", "int8"], "is BitLab's own. A language model takes them after"),
         ("gguf", ["--keep-masters"], "which cannot be trained"),
+        ("deployed", ["--keep-masters"], "which is deployed, expected one with master weights"),
         ("hf", ["--dtype", "int8"], "'--dtype'"),
         ("nothing", [], "no such file or directory"),
     ],

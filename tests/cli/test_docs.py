@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from small_models import Run
 
 from bitcli.app import app
 from bitcli.measurement import competitors, layer_bench

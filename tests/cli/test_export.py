@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Models, Run, small_transformer
+from small_models import Models, Run, small_transformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitmodels import AutoBitModel

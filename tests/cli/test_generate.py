@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONTEXT, Models, Run, byte_tokenizer
+from small_models import CONTEXT, Models, Run, byte_tokenizer
 
 from bitcli.text import TextStream
 from bitcore.kernels import KernelRegistry
@@ -137,6 +137,15 @@ def test_no_gpu_is_told(made: Models, run: Run) -> None:
     result = run("generate", made.trained, "-p", "x", "--device", "cuda")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: --device is cuda, expected cpu: ")
+
+
+def test_a_tokenizer_without_a_chat_template(made: Models, run: Run, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    result = run("generate", made.deployed, "-p", "x", "--chat", "--tokenizer", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == "error: the tokenizer is without a chat template, expected one that has it, or no --chat\n"
 
 
 def test_a_tokenizer_that_is_none(made: Models, run: Run, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Run
+from small_models import Run
 
 from bitcore import BitQuantConfig
 from bitcore.kernels import KernelRegistry

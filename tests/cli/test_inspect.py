@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Models, Run
+from small_models import Models, Run
 
 from bitmodels.formats import CheckpointReport, inspect_checkpoint
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Models, Run, small_transformer
+from small_models import Models, Run, small_transformer
 from torch import Tensor, nn
 
 from bitcore.kernels import BitKernelBase, KernelRegistry
