@@ -44,8 +44,10 @@ def _explained(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
     from bitcore.exceptions import BitLabError, ConfigError
 
-    if isinstance(error, ConfigError):
-        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()), WRONG_INPUT
+    wrong_fields = next((each for each in (error, error.__cause__) if isinstance(each, ConfigError)), None)
+    if wrong_fields is not None:  # pydantic's own text has several lines a field
+        sentences = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in wrong_fields.errors())
+        return str(error).replace(str(wrong_fields), "; ".join(sentences)), WRONG_INPUT
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}", WRONG_INPUT
     if isinstance(error, (BitLabError, OSError)):

@@ -139,6 +139,17 @@ def test_no_gpu_is_told(made: Models, run: Run) -> None:
     assert result.stderr.startswith("error: --device is cuda, expected cpu: ")
 
 
+def test_a_config_that_is_none(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "transformer", "quant_config": {"weight_dtype": "int3"}}')
+    result = run("generate", tmp_path, "-p", "1", "--token-ids")
+    assert result.exit_code == 2
+    start = (
+        f"error: {tmp_path / 'config.json'} is not a BitLab config: deployed: Field required; config: Field required; "
+    )
+    assert result.stderr.startswith(f"{start}quant_config.weight_dtype: Input should be")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_tokenizer_without_a_chat_template(made: Models, run: Run, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
