@@ -21,11 +21,12 @@ import torch
 from linear_goals import Goal, goals
 from linear_plots import plot_by_batch, plot_roofline
 from linear_rows import BATCHES, LARGE, QUICK_BATCHES, Row, against_dynamic_int8, measure
-from machine_limits import Limits, cpu_name, measure_limits
+from machine_limits import Limits, measure_limits
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from bitcli.measurement.cpu_limits import cpu_name
 from bitcore import BitQuantConfig
 from bitcore.kernels import KernelRegistry
 from bitlayers import BitLinear

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from machine_limits import cpu_name
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from training_models import Mlp, decoder, squares
 
+from bitcli.measurement.cpu_limits import cpu_name
 from bitcore import BitQuantConfig
 from bitcore.kernels import KernelRegistry
 from bitlayers import BitLinear, convert

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from gpu_graph_timing import timing_of
 from gpu_linear_rows import reason_of
 from gpu_rows import EagerRow
 from torch import Tensor, nn
 
+from bitcli.measurement.gpu_graph_timing import timing_of
 from bitcore.kernels.registry import ENVIRONMENT_VARIABLE
 from bitlayers import BitLinear
 

@@ -7,12 +7,11 @@ from importlib import metadata
 
 import torch
 from gpu_competitors import gpu_read_kernel
-from gpu_graph_timing import time_calls
 from torch import Tensor
-from torch.nn import functional as F
 
-MEMORY_BYTES = 4 * 2**30  # of the reads and copies
-PRODUCT = 8192  # tokens, input and output features of the matrix products
+from bitcli.measurement.gpu_graph_timing import time_calls
+from bitcli.measurement.gpu_peaks import MEMORY_BYTES, PRODUCT, bf16_peak, copy_bandwidth, ops_per_s, random_square
+
 CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
@@ -87,12 +86,6 @@ def read_bandwidth() -> float:
     return words.nbytes / min(map(seconds_with, gpu_read_kernel.LAUNCH_SHAPES))
 
 
-def copy_bandwidth() -> float:
-    source = torch.randint(-(2**31), 2**31 - 1, (MEMORY_BYTES // 4,), dtype=torch.int32, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (time_calls(lambda _: target.copy_(source), 3).microseconds * 1e-6)
-
-
 def empty_node() -> float:
     if gpu_read_kernel is None:
         raise ImportError("Triton is not installed")
@@ -110,18 +103,13 @@ def add_node() -> float:
     return time_calls(lambda _: x.add_(1), 64).microseconds
 
 
-def bf16_peak() -> float:
-    x, weight = _square(), _square()
-    return _ops_per_s(lambda _: F.linear(x, weight))
-
-
 def fp8_peak() -> float:
     """With fast or exact accumulation, whichever is faster."""
-    x, weight = _square().to(torch.float8_e4m3fn), _square().to(torch.float8_e4m3fn).t()
+    x, weight = random_square().to(torch.float8_e4m3fn), random_square().to(torch.float8_e4m3fn).t()
     one = torch.ones((), device="cuda")
 
     def rate(fast: bool) -> float:
-        return _ops_per_s(
+        return ops_per_s(
             lambda _: torch._scaled_mm(
                 x, weight, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=fast
             )
@@ -132,20 +120,12 @@ def fp8_peak() -> float:
 
 def int8_peak() -> float:
     x, weight = (torch.randint(-127, 128, (PRODUCT, PRODUCT), dtype=torch.int8, device="cuda") for _ in range(2))
-    return _ops_per_s(lambda _: torch._int_mm(x, weight.t()))
-
-
-def _square() -> Tensor:
-    return torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=torch.bfloat16)
-
-
-def _ops_per_s(call: Callable[[int], Tensor]) -> float:
-    return 2 * PRODUCT**3 / (time_calls(call, 8).microseconds * 1e-6)
+    return ops_per_s(lambda _: torch._int_mm(x, weight.t()))
 
 
 def busy_clocks() -> dict[str, str]:
     """`clocks` while the GPU multiplies matrices: about a second of them is queued before they are asked for."""
-    x, weight = _square(), _square()
+    x, weight = random_square(), random_square()
     out = torch.empty_like(x)
     for _ in range(900):
         torch.mm(x, weight, out=out)

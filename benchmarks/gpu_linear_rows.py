@@ -2,8 +2,9 @@
 
 import torch
 from gpu_competitors import RIVALS, Check, Competitor, Packed, Read, Weights, same_bits
-from gpu_graph_timing import CapturedCalls
 from gpu_rows import BASE3, FLOOR, TWO_BIT, WEIGHT_ONLY, Row
+
+from bitcli.measurement.gpu_graph_timing import CapturedCalls
 
 SHAPES = ((2560, 2560), (4096, 4096), (11008, 4096), (8192, 8192), (28672, 8192))  # out_features, in_features
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)

@@ -2,15 +2,14 @@
 
 import copy
 import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from machine_limits import median_seconds
 from torch import Tensor, nn
 
+from bitcli.measurement.competitors import dynamic_int8
+from bitcli.measurement.timing import median_and_spread, median_seconds, seconds_of
 from bitcore import BitQuantConfig
 from bitlayers import BitLinear
 
@@ -68,29 +67,14 @@ def cold(threads: int, shape: tuple[int, int], layers: dict[str, nn.Module], x: 
                 passes[name].append(seconds_of(lambda: [one(x) for one in ones]) / len(ones))  # noqa: B023
     read = statistics.median(reads[1:])
     for name, layer in layers.items():
-        times = passes[name][1:]  # the first decides on kernels and touches new pages
-        middle = statistics.median(times)
-        spread = (max(times) - min(times)) / middle
+        middle, spread = median_and_spread(passes[name][1:])  # the first decides on kernels and touches new pages
         yield Row(threads, shape, 1, name, "cold", middle, spread, weight_bytes(layer), read)
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def weight_bytes(layer: nn.Module) -> int:
     if isinstance(layer, BitLinear):
         return layer._packed_weight().packed.nbytes
     return layer.weight().nbytes if callable(layer.weight) else layer.weight.nbytes
-
-
-def dynamic_int8(linear: nn.Linear) -> nn.Module:
-    """PyTorch's dynamically quantized int8 linear, which quantizes its activations too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear}, torch.qint8)[0]
 
 
 def bit_linear(linear: nn.Linear, config: BitQuantConfig | None = None) -> BitLinear:

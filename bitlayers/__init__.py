@@ -9,6 +9,7 @@ from bitlayers.convert import convert, deploy
 from bitlayers.deploy_equal import assert_deploy_equal
 from bitlayers.embedding import BitEmbedding
 from bitlayers.feed_forward import BitFeedForward, relu_squared
+from bitlayers.kernel_check import KernelCheck, check_kernels
 from bitlayers.key_value_cache import KeyValueCache
 from bitlayers.linear import BitLinear
 from bitlayers.linear_group import linear_group
@@ -25,12 +26,14 @@ __all__ = [
     "BitFeedForward",
     "BitLayer",
     "BitLinear",
+    "KernelCheck",
     "KeyValueCache",
     "MemoryReport",
     "RMSNorm",
     "SlidingKeyValueCache",
     "TernaryLinear",
     "assert_deploy_equal",
+    "check_kernels",
     "convert",
     "deploy",
     "linear_group",

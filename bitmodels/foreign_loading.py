@@ -17,6 +17,7 @@ from bitlayers import BitLayer
 from bitmodels.adapters import ForeignModel, adapt
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
+from bitmodels.progress import tracked
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
 
@@ -55,7 +56,7 @@ def load_foreign(
     expected = {foreign_names[name]: tensor.shape for name, tensor in model.state_dict().items()}
     checkpoint.check_shapes({**expected, **{name: checkpoint.entries[name].shape for name in ignored}})
     target = foreign.dtype if dtype is None else dtype
-    for name, foreign_name in foreign_names.items():
+    for name, foreign_name in tracked(foreign_names.items(), "reading"):
         try:
             _place(model, name, checkpoint.read(foreign_name), foreign, target, deploy)
         except ArgumentError as error:

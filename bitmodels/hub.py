@@ -8,6 +8,7 @@ from bitcore.exceptions import CheckpointError, DependencyError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+TOKENIZER_FILES = ("*token*.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.*")
 
 
 def local_path(path_or_repo: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Path:
@@ -41,6 +42,7 @@ def local_path(path_or_repo: str | Path, revision: str | None = None, gguf_file:
     try:
         if gguf_file is not None:
             return Path(hub.hf_hub_download(str(path_or_repo), gguf_file, revision=revision))
-        return Path(hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=list(MODEL_FILES)))
+        patterns = [*MODEL_FILES, *TOKENIZER_FILES]
+        return Path(hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path_or_repo}: no such file or directory here; the hub's answer: {error}") from error

@@ -16,6 +16,7 @@ MAY_IMPORT = {  # package -> what it may import beside the standard library and 
     "bitcore": {"torch", "pydantic", "typing_extensions"},
     "bitlayers": {"torch", "typing_extensions", "bitcore"},
     "bitmodels": {"torch", "pydantic", "safetensors", "typing_extensions", "bitcore", "bitlayers"},
+    "bitcli": {"torch", "rich", "typer", "bitcore", "bitlayers", "bitmodels"},
 }
 
 

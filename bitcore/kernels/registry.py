@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from inspect import isabstract
 from threading import Lock
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +21,15 @@ KernelClass = TypeVar("KernelClass", bound=type[BitKernelBase])
 
 ENTRY_POINT_GROUP = "bitlab.kernels"
 ENVIRONMENT_VARIABLE = "BITLAB_KERNEL"
+
+
+class Verdict(NamedTuple):
+    """A row of `KernelRegistry.explain`."""
+
+    kernel: str
+    priority: int | None  # None: of a plug-in that could not be loaded
+    verdict: str  # "chosen" or "usable", with what was measured, or why not
+
 
 _lock = Lock()
 _forced: ContextVar[str | None] = ContextVar("bitlab_forced_kernel", default=None)
@@ -83,7 +92,7 @@ class KernelRegistry:
         forced = forced or _forced.get() or os.environ.get(ENVIRONMENT_VARIABLE)
         decisions = cls.decide(request)
         if forced:
-            cls._check_name(forced)
+            cls.check_name(forced)
             decisions = [decision for decision in decisions if decision.kernel.name == forced]
         for decision in decisions:
             if decision.reason is None:
@@ -92,7 +101,7 @@ class KernelRegistry:
                 return _kernel_of(decision.kernel, request.config)
         asked = f" (only kernel {forced!r} was asked)" if forced else ""
         raise KernelNotFoundError(
-            f"no kernel can serve this layer{asked}.\n{cls._table(request, decisions)}\n"
+            f"no kernel can serve this layer{asked}.\n{_table(request, cls._verdicts(decisions, None))}\n"
             "  `python -m bitcore` prints what this machine has and which kernel each common config gets."
         )
 
@@ -106,7 +115,7 @@ class KernelRegistry:
     @classmethod
     def get_kernel_by_name(cls, name: str, config: BitQuantConfig) -> BitKernelBase:
         """The kernel `name`. Raises KernelNotFoundError if it is unknown or cannot serve `config` here."""
-        cls._check_name(name)
+        cls.check_name(name)
         device_types = cls._kernels[name].device_types
         device_type = "cpu" if device_types is None or "cpu" in device_types else min(device_types)
         return cls.resolve(KernelRequest(config, device_type, torch.float32), forced=name)
@@ -115,6 +124,13 @@ class KernelRegistry:
     def list_available_kernels(cls) -> list[str]:
         """The names of the kernels that this machine can run, best first."""
         return [kernel.name for kernel in cls._ranked() if _why_not_here(kernel) is None]
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Raises KernelNotFoundError if no kernel has this name."""
+        cls._load_plugins()
+        if name not in cls._kernels:
+            raise KernelNotFoundError(f"no kernel is named {name!r}; there are {', '.join(sorted(cls._kernels))}")
 
     @classmethod
     def explain(
@@ -127,7 +143,13 @@ class KernelRegistry:
     ) -> str:
         """A table: each kernel in priority order, chosen, usable, or why not."""
         request = KernelRequest(config, torch.device(device).type, dtype, in_features, out_features)
-        return cls._table(request, cls.decide(request), forced=_forced.get() or os.environ.get(ENVIRONMENT_VARIABLE))
+        return _table(request, cls.verdicts(request))
+
+    @classmethod
+    def verdicts(cls, request: KernelRequest) -> list[Verdict]:
+        """The rows of `explain`: each kernel in priority order, then plug-ins that could not be loaded."""
+        forced = _forced.get() or os.environ.get(ENVIRONMENT_VARIABLE)
+        return cls._verdicts(cls.decide(request), forced)
 
     @classmethod
     @contextmanager
@@ -137,7 +159,7 @@ class KernelRegistry:
         Raises:
             KernelNotFoundError: no kernel has this name.
         """
-        cls._check_name(name)
+        cls.check_name(name)
         token = _forced.set(name)
         with _lock:
             cls._open_overrides += 1
@@ -161,28 +183,18 @@ class KernelRegistry:
         return sorted(cls._kernels.values(), key=lambda kernel: (-kernel.priority, kernel.name))
 
     @classmethod
-    def _check_name(cls, name: str) -> None:
-        cls._load_plugins()
-        if name not in cls._kernels:
-            raise KernelNotFoundError(f"no kernel is named {name!r}; there are {', '.join(sorted(cls._kernels))}")
-
-    @classmethod
-    def _table(cls, request: KernelRequest, decisions: list[Decision], forced: str | None = None) -> str:
+    def _verdicts(cls, decisions: list[Decision], forced: str | None) -> list[Verdict]:
         rows = []
-        chosen = None
+        chosen = False
         for decision in decisions:
-            verdict = decision.reason
+            kernel, verdict = decision.kernel, decision.reason
             if verdict is None:
-                may_serve = forced is None or decision.kernel.name == forced
-                verdict = "chosen" if chosen is None and may_serve else "usable"
-                if decision.kernel.why_this_place:
-                    verdict += f": {decision.kernel.why_this_place}"
-                chosen = decision.kernel if verdict.startswith("chosen") else chosen
-            rows.append((decision.kernel.name, str(decision.kernel.priority), verdict))
-        rows += [(f"plugin {name}", "", f"failed: {reason}") for name, reason in cls._failed_plugins.items()]
-        width = max((len(name) for name, _, _ in rows), default=0)
-        lines = [f"  {name:<{width}}  {priority:>3}  {verdict}" for name, priority, verdict in rows]
-        return "\n".join([f"  asked for: {request}", *lines])
+                takes = not chosen and forced in (None, "", kernel.name)
+                verdict, chosen = "chosen" if takes else "usable", chosen or takes
+                if kernel.why_this_place:
+                    verdict += f": {kernel.why_this_place}"
+            rows.append(Verdict(kernel.name, kernel.priority, verdict))
+        return rows + [Verdict(f"plugin {name}", None, f"failed: {why}") for name, why in cls._failed_plugins.items()]
 
     @classmethod
     def _load_plugins(cls) -> None:
@@ -194,6 +206,14 @@ class KernelRegistry:
                 plugin.load()
             except Exception as error:  # somebody else's package: its failure becomes a row of the table, not ours
                 cls._failed_plugins[plugin.name] = f"{type(error).__name__}: {error}"
+
+
+def _table(request: KernelRequest, verdicts: list[Verdict]) -> str:
+    width = max((len(row.kernel) for row in verdicts), default=0)
+    lines = [f"  asked for: {request}"]
+    for name, priority, verdict in verdicts:
+        lines.append(f"  {name:<{width}}  {'' if priority is None else priority:>3}  {verdict}")
+    return "\n".join(lines)
 
 
 def _why_not_here(kernel: type[BitKernelBase]) -> str | None:

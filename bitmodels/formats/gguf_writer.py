@@ -14,6 +14,7 @@ from bitcore.exceptions import ArgumentError, ShapeError
 from bitcore.packed_weight import PackedWeight
 from bitmodels.formats.gguf_types import TERNARY_FORMATS, TYPE_OF_DTYPE, gguf_package, type_nbytes
 from bitmodels.formats.i2_s import I2_S
+from bitmodels.progress import tracked
 from bitmodels.replace_file import replace_file
 
 
@@ -116,7 +117,7 @@ def _write(writer: Any, gguf: ModuleType, tensors: list[OutgoingGgufTensor], met
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in tensors:
+    for tensor in tracked(tensors, "writing"):
         raw = tensor.make().detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         nbytes = type_nbytes(tensor.ggml_type, tensor.shape)
         if raw.numel() != nbytes:

@@ -9,6 +9,9 @@ from torch import Tensor
 from bitmodels.formats.checkpoint import Checkpoint
 from bitmodels.formats.encoded_weight import EncodedWeight
 from bitmodels.formats.opening import open_checkpoint
+from bitmodels.progress import tracked
+
+TABLES = ("model.embed_tokens", "lm_head")  # of a BitTransformerModel: quantized as its head_dtype says
 
 
 class ScaleReport(BaseModel):
@@ -59,7 +62,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
         CheckpointError, DependencyError: as open_checkpoint and Checkpoint.read.
     """
     checkpoint = open_checkpoint(path)
-    tensors = tuple(_report(checkpoint, name, tensor) for name, tensor in checkpoint)
+    tensors = tuple(_report(checkpoint, name, checkpoint.read(name)) for name in tracked(checkpoint.entries, "reading"))
     bytes_by_encoding: dict[str, int] = {}
     for report in tensors:
         bytes_by_encoding[report.encoding] = bytes_by_encoding.get(report.encoding, 0) + report.nbytes
@@ -93,10 +96,14 @@ def _report(checkpoint: Checkpoint, name: str, tensor: Tensor | EncodedWeight) -
 
 def _our_own(checkpoint: Checkpoint, name: str, quant_config: dict[str, Any]) -> tuple[str, Tensor | None]:
     """The encoding and the scale of a packed weight of BitLab's own; its shape stays that of the bytes."""
-    is_int4 = quant_config.get("weight_dtype") == "int4"
-    scale_name = f"{name.removesuffix('.weight_packed')}.weight_scale"
+    layer = name.removesuffix(".weight_packed")
+    scale_name = f"{layer}.weight_scale"
     scale = checkpoint.read(scale_name) if scale_name in checkpoint.entries else None
-    encoding = "int4" if is_int4 else str(quant_config.get("storage_format"))
+    config = checkpoint.config.get("config")
+    head_dtype = config.get("head_dtype") if isinstance(config, dict) else None
+    is_table = layer in TABLES and head_dtype in ("int8", "int4")
+    weight_dtype = head_dtype if is_table else quant_config.get("weight_dtype")
+    encoding = str(quant_config.get("storage_format") if weight_dtype == "ternary" else weight_dtype)
     return encoding, scale if isinstance(scale, Tensor) else None
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 from bitmodels.formats.safetensors_dtypes import NAMES
+from bitmodels.progress import tracked
 from bitmodels.replace_file import replace_file
 
 
@@ -47,7 +48,7 @@ def write_safetensors(path: Path, tensors: Iterable[OutgoingTensor], metadata: M
     header = _header(tensors, metadata)
     with replace_file(path) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for outgoing in tensors:
+        for outgoing in tracked(tensors, "writing"):
             tensor = outgoing.make()
             if tuple(tensor.shape) != outgoing.shape:
                 raise ShapeError(outgoing.name, f"of shape {list(tensor.shape)}", str(list(outgoing.shape)))

@@ -15,6 +15,7 @@ from bitcore import BitQuantConfig, CheckpointError
 from bitmodels.formats import CheckpointReport, gguf_tensor, gguf_weight, inspect_checkpoint, write_gguf
 from bitmodels.formats.bitnet import BITNET
 from bitmodels.mlp import BitMLPConfig, BitMLPModel
+from bitmodels.transformer import BitTransformerConfig, BitTransformerModel
 
 ROOT = Path(__file__).parent.parent.parent
 METADATA = {"general.architecture": "llama"}
@@ -65,6 +66,15 @@ def test_our_own(tmp_path: Path) -> None:
     assert {row.encoding for row in packed_rows} == {"base3"}
     assert report.bytes_by_encoding["base3"] == sum(row.nbytes for row in packed_rows)
     assert all(row.scale is not None and row.scale.granularity == "per_tensor" for row in packed_rows)
+
+
+@pytest.mark.parametrize("head_dtype", ["int8", "int4", "ternary"])
+def test_our_own_with_another_head(tmp_path: Path, head_dtype: str) -> None:
+    sizes = {"vocab_size": 20, "hidden_size": 64, "intermediate_size": 64, "num_layers": 1}
+    BitTransformerModel(BitTransformerConfig(**sizes, head_dtype=head_dtype)).deploy().save_pretrained(tmp_path)
+    encodings = {row.name: row.encoding for row in inspect_checkpoint(tmp_path).tensors}
+    assert encodings["lm_head.weight_packed"] == ("2bit" if head_dtype == "ternary" else head_dtype)
+    assert encodings["model.layers.0.mlp.up_proj.weight_packed"] == "2bit"
 
 
 READ = """

@@ -78,13 +78,13 @@ def time_calls(call: Callable[[int], Tensor], count: int) -> Timing:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @cache
 def _side_stream() -> torch.cuda.Stream:
     """One for all captures: cuBLAS keeps a workspace for every stream."""
-    return torch.cuda.Stream()
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 @cache

@@ -1,0 +1,1 @@
+"""The commands, one a file: what is typed, and how the answer is shown."""

@@ -1,0 +1,1 @@
+"""Measuring, for `bitlab bench` and the programs in benchmarks/."""

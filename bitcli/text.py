@@ -1,0 +1,61 @@
+"""Between text and tokens."""
+
+import re
+from typing import Any
+
+from bitcore.exceptions import ArgumentError
+from bitmodels.transformer import BitTransformerConfig
+
+UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
+
+
+def prompt_ids(text: str, tokenizer: Any, chat: bool) -> list[int]:
+    """The tokens of a prompt; without a tokenizer it is numbers.
+
+    Raises:
+        ArgumentError: it is not numbers, or the tokenizer has no chat template.
+    """
+    if tokenizer is None:
+        if re.fullmatch(r"[\d\s,]*", text) is None:
+            raise ArgumentError("--prompt", repr(text), "token ids, such as '1 15 7'")
+        return [int(number) for number in re.findall(r"\d+", text)]
+    if not chat:
+        return list(tokenizer.encode(text))
+    if tokenizer.chat_template is None:
+        raise ArgumentError("the tokenizer", "without a chat template", "one that has it, or no --chat")
+    turn = [{"role": "user", "content": text}]
+    whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer.encode(whole, add_special_tokens=False))
+
+
+def end_tokens(config: BitTransformerConfig, tokenizer: Any) -> list[int]:
+    """What ends a text: the config's token or tokens, and the tokenizer's."""
+    own = config.eos_token_id
+    tokens = [*(own if isinstance(own, tuple) else (own,)), getattr(tokenizer, "eos_token_id", None)]
+    return sorted({token for token in tokens if token is not None})
+
+
+class TextStream:
+    """Turns tokens into text, and holds back a character until all of its bytes are there."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """The text that `token` completes."""
+        self._token_ids.append(token)
+        text = self._decoded()
+        return "" if text.endswith(UNFINISHED) else self._become(text)
+
+    def end(self) -> str:
+        """What is left: bytes that never became a character."""
+        return self._become(self._decoded())
+
+    def _decoded(self) -> str:
+        return str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True))
+
+    def _become(self, text: str) -> str:
+        new, self.text = text[len(self.text) :], text
+        return new
