@@ -1,5 +1,6 @@
 """convert and deploy: a whole model at once."""
 
+import re
 import warnings
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -18,6 +19,8 @@ ModuleType = TypeVar("ModuleType", bound=nn.Module)
 Filter = str | Callable[[str, nn.Module], bool]
 Selection = Filter | Collection[Filter]
 
+_LAYER_NUMBER = r"(?<![^.])\d+(?=\.)"
+
 
 def convert(
     model: nn.Module,
@@ -27,6 +30,9 @@ def convert(
     inplace: bool = True,
 ) -> nn.Module:
     """Puts a Bit layer in place of each nn.Linear, nn.Conv2d and nn.Embedding (exactly these types, not subclasses).
+
+    Tied weights stay tied: a layer that shares its weight with one that is left, such as the embedding of a language
+    model with its head, is left, too.
 
     Args:
         model: any module; with inplace it keeps its Parameters, so optimizers and tied weights stay good.
@@ -41,19 +47,26 @@ def convert(
         The converted model (for a model that is one dense layer, the new layer).
 
     Warns:
-        UnconvertedWarning: the model has 3-d Parameters, such as the fused experts of a mixture, which no Bit layer
-            replaces: they are named, and stay as they are. Excluding their module says that this is meant.
+        UnconvertedWarning: the model has weights in modules of its own, such as the fused experts of a mixture, which
+            no Bit layer replaces: they are named, and stay as they are. Excluding their module says that this is meant.
 
     Raises:
         ArgumentError: nothing was converted; the message lists what was seen. Or a layer has an option that its Bit
-            layer has not; it is named, and nothing has changed.
+            layer has not, or `include` asks for a layer whose weight is tied to one that is left; it is named, and
+            nothing has changed.
     """
     model = model if inplace else deepcopy(model)
     convertible = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if layer_for(module)]
     chosen = [(name, module) for name, module in convertible if _is_chosen(name, module, include, exclude)]
-    fused = _fused_parameters(model, include, exclude)
+    tied = _tied_to_what_is_left(model, chosen)
+    if include is not None and tied:
+        names = ", ".join(f"{name} (tied to {other})" for name, other in tied.items())
+        raise ArgumentError("include", f"also {names}, which is left", "tied layers both, or neither")
+    chosen = [(name, module) for name, module in chosen if name not in tied]
+    unconverted = _unconverted_weights(model, include, exclude)
     if not chosen:
-        raise ArgumentError("model", _what_was_seen(model, convertible, fused), f"one of {_dense_types()} to convert")
+        seen = _what_was_seen(model, convertible, unconverted)
+        raise ArgumentError("model", seen, f"one of {_dense_types()} to convert")
     made: dict[nn.Module, BitLayer] = {}
     for name, module in chosen:
         if module not in made:
@@ -62,8 +75,9 @@ def convert(
         if name == "":
             return made[module]
         model.set_submodule(name, made[module])
-    if fused:
-        warnings.warn(f"3-d parameters stay in floating point: {', '.join(fused)}", UnconvertedWarning, stacklevel=2)
+    if unconverted:
+        message = f"no Bit layer replaces these weights, which stay in floating point: {', '.join(unconverted)}"
+        warnings.warn(message, UnconvertedWarning, stacklevel=2)
     return model
 
 
@@ -80,26 +94,46 @@ def _bit_layer(name: str, module: nn.Module, config: BitQuantConfig | None) -> B
         raise type(error)(f"{name}: {error.argument}".lstrip(": "), error.was, error.expected) from error
 
 
-def _fused_parameters(model: nn.Module, include: Selection | None, exclude: Selection | None) -> list[str]:
-    """Stacks of matrices that modules of the model's own hold as 3-d Parameters, with their shapes.
+def _tied_to_what_is_left(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> dict[str, str]:
+    """The chosen layers whose weight is a Parameter of a module that is not chosen, too: its name by theirs."""
+    names = {name for name, _ in chosen}
+    left = {
+        parameter: name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name not in names
+        for parameter in module.parameters(recurse=False)
+    }
+    return {name: left[module.weight] for name, module in chosen if module.weight in left}
 
-    Those of torch.nn's modules (convolutions, say) are no stacks of matrices, nor are position embeddings [1, ...].
+
+def _unconverted_weights(model: nn.Module, include: Selection | None, exclude: Selection | None) -> list[str]:
+    """What looks like a weight in modules of the model's own, with shapes; layers that differ in numbers alone once.
+
+    A 2-d `weight` is a matrix, and any 3-d Parameter a stack of them. Those of torch.nn's modules (convolutions, say)
+    are neither, nor are position embeddings [1, ...], nor is what is tied to a weight elsewhere.
     """
-    return [
-        f"{name}.{parameter_name} {list(parameter.shape)}".lstrip(".")
-        for name, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn") and _is_chosen(name, module, include, exclude)
-        for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and parameter.shape[0] > 1
-    ]
+    owners = [parameter for module in model.modules() for parameter in module.parameters(recurse=False)]
+    names: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn") or isinstance(module, BitLayer) or layer_for(module):
+            continue
+        for leaf, parameter in module.named_parameters(name, recurse=False):
+            is_weight = parameter.dim() == 3 or (parameter.dim() == 2 and leaf.endswith("weight"))
+            if not is_weight or min(parameter.shape[:2]) == 1 or not _is_chosen(name, module, include, exclude):
+                continue
+            if sum(parameter is other for other in owners) == 1:
+                what = f"{re.sub(_LAYER_NUMBER, '*', leaf)} {list(parameter.shape)} ({type(module).__name__})"
+                names.setdefault(what, []).append(f"{leaf}{what[what.index(' ') :]}")
+    return [same[0] if len(same) == 1 else what for what, same in names.items()]
 
 
-def _what_was_seen(model: nn.Module, convertible: list[tuple[str, nn.Module]], fused: list[str]) -> str:
+def _what_was_seen(model: nn.Module, convertible: list[tuple[str, nn.Module]], unconverted: list[str]) -> str:
     kinds = sorted({type(module).__name__ for module in model.modules()})
     seen = f"made of {', '.join(kinds)}, of which nothing is chosen"
     if convertible:
-        seen += f" (left out by include and exclude: {', '.join(name or 'the model' for name, _ in convertible)})"
-    return seen + (f" (3-d parameters: {', '.join(fused)})" if fused else "")
+        names = ", ".join(name or "the model" for name, _ in convertible)
+        seen += f" (left out by include and exclude, or tied to what they leave: {names})"
+    return seen + (f" (no Bit layer replaces {', '.join(unconverted)})" if unconverted else "")
 
 
 def _dense_types() -> str:
