@@ -51,7 +51,7 @@ class LoadWeight(ConversionOps):
         kept: Tensor | None = None
         try:
             if isinstance(layer, BitLayer):
-                kept = self._place(layer, name, weight, scale)
+                kept = self.place(layer, name, weight, scale)
                 self.hf_quantizer.loaded.add(name)
             elif weight is None or scale is not None:
                 raise ArgumentError("weight_scale", "that of a packed layer", "none: the layer is not to be converted")
@@ -65,8 +65,8 @@ class LoadWeight(ConversionOps):
             missing_keys.discard(full_layer_name)
         return {}
 
-    def _place(self, layer: BitLayer, name: str, weight: Tensor | None, scale: Tensor | None) -> Tensor | None:
-        """Deploys `layer`, or returns the master weight that it keeps."""
+    def place(self, layer: BitLayer, name: str, weight: Tensor | None, scale: Tensor | None = None) -> Tensor | None:
+        """Deploys the layer `name`, or returns the master weight that it keeps. Raises a BitLabError."""
         bitnet: BitNetQuantization | None = self.hf_quantizer.quantization_config.bitnet
         if weight is None:
             raise ArgumentError("weight", "missing", "a tensor beside weight_scale")
@@ -100,7 +100,8 @@ class LoadWeight(ConversionOps):
 
 def mark_as_initialized(layer: BitLayer) -> None:
     """Keeps transformers from initializing a deployed layer's weight, which it takes for a Parameter."""
-    layer._is_hf_initialized = True
+    flagged: Any = layer
+    flagged._is_hf_initialized = True
 
 
 def _single(tensors: list[Tensor] | None) -> Tensor | None:

@@ -1,6 +1,7 @@
 """BitLabHfQuantizer: how transformers loads and saves models with Bit layers."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from bitmodels.export_weights import packed_weight
 from bitmodels.formats import BitNetQuantization
 from bitmodels.formats.bitnet import check_orientation
 from bitmodels.formats.checkpoint import MAX_NAMES
-from bitmodels.plugins.layer_groups import bit_layers, groups_of
+from bitmodels.plugins.layer_groups import LayerGroup, bit_layers, groups_of
 from bitmodels.plugins.transformers.config import METHOD, BitLabQuantConfig
 from bitmodels.plugins.transformers.loading import LoadWeight, mark_as_initialized
 
@@ -53,23 +54,28 @@ class BitLabHfQuantizer(HfQuantizer):
             raise ArgumentError("device_map", f"with {', '.join(sorted(places))}", "the CPU alone, or GPUs alone")
 
     def _process_model_before_weight_loading(self, model: Any, dtype: torch.dtype | None = None, **_: Any) -> None:
-        groups = self.quantization_config.layers
-        if groups is None:
+        if self.quantization_config.layers is None:
             self._put_requested(model)
-            return
+        else:
+            self._put_recorded(model, self.quantization_config.layers)
+
+    def _put_recorded(self, model: Any, groups: tuple[LayerGroup, ...]) -> None:
+        modules = dict(model.named_modules())
         for group in groups:
             for recorded in group.modules:
-                name = _name_in(model, recorded)
+                name = _name_in(model, modules, recorded)
                 layer = _put(model, name, group.quant_config, group.norm_eps)
                 if group.deployed:
                     layer.deploy()
                     mark_as_initialized(layer)
                 else:
                     self._masters.add(name)
-        model._keys_to_ignore_on_load_unexpected = {
-            *(model._keys_to_ignore_on_load_unexpected or ()),
-            rf"{re.escape(_marker_name(model) or ' ')}$",
+        deployed = {f"{name}.weight" for name, layer in bit_layers(model) if layer.is_deployed}
+        model.all_tied_weights_keys = {  # a head and an embedding that are packed have each their own tensors
+            name: other for name, other in model.all_tied_weights_keys.items() if not deployed & {name, other}
         }
+        ignored = {rf"{re.escape(name)}$" for name in _marker_names(model)}
+        model._keys_to_ignore_on_load_unexpected = ignored | set(model._keys_to_ignore_on_load_unexpected or ())
 
     def _put_requested(self, model: Any) -> None:
         config = self.quantization_config
@@ -133,34 +139,35 @@ class BitLabHfQuantizer(HfQuantizer):
         # These have done their work, and must not be reversed when the model is saved.
         model._weight_conversions = [made for made in model._weight_conversions if made not in self._conversions]
         for name, layer in bit_layers(model):
-            self._finish(name, layer)
-        path = model.config.name_or_path
+            if any(problem.startswith(f"{name}: ") for problem in self.problems):
+                continue
+            try:
+                self._finish(name, layer)
+            except BitLabError as error:
+                self.problems.append(f"{name}: {error}")
         if self.problems:
-            more = f"\n  and {len(self.problems) - MAX_NAMES} more" if len(self.problems) > MAX_NAMES else ""
-            raise CheckpointError("\n  ".join([f"{path} does not fit:", *self.problems[:MAX_NAMES]]) + more)
+            path, more = model.config.name_or_path, len(self.problems) - MAX_NAMES
+            lines = self.problems[:MAX_NAMES] + ([f"and {more} more"] if more > 0 else [])
+            raise CheckpointError("\n  ".join([f"{path} does not fit:", *lines]))
         if self.quantization_config.bitnet is not None:
             check_orientation(self.scales, self.quantization_config.bitnet)
         return model
 
     def _finish(self, name: str, layer: BitLayer) -> None:
-        """Notes what is missing or damaged, and ends what can be done only now that weight and bias are both there."""
-        if any(problem.startswith(f"{name}: ") for problem in self.problems):
-            return
-        if self.quantization_config.layers is None or self.keeps_masters(name):
-            if name not in self.loaded:
-                self.problems.append(f"{name}.weight is missing")
-                return
-        if not layer.is_deployed:
-            return
-        tensors = dict(layer.named_parameters())
-        if name not in self.loaded:
+        """Ends what can be done only once weight and bias are both there. Raises a BitLabError for what is amiss."""
+        from_file = name not in self.loaded  # by transformers itself, without LoadWeight
+        tensors: dict[str, Tensor] = dict(layer.named_parameters())
+        if from_file:
             tensors.update(layer.named_buffers())
         missing = [leaf for leaf, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
-        self.problems += [f"{name}.{leaf} is missing" for leaf in missing]
-        try:
-            packed_weight(layer).check(layer.quant_config)
-        except BitLabError as error:
-            self.problems.append(f"{name}: {error}")
+        if missing and (layer.is_deployed or "weight" in missing):
+            raise CheckpointError(f"{', '.join(missing)} missing")
+        if from_file and not layer.is_deployed and not self.keeps_masters(name):
+            # transformers has converted what checkpoints of this architecture hold, and given it to the layer.
+            LoadWeight(self).place(layer, name, layer.weight.detach())
+        if not layer.is_deployed:
+            return
+        packed_weight(layer).check(layer.quant_config)
         bitnet = self.quantization_config.bitnet
         if layer.bias is not None:
             layer.bias.requires_grad_(False)
@@ -178,11 +185,8 @@ class BitLabHfQuantizer(HfQuantizer):
         """
         self.quantization_config.layers = groups_of(model)
         model.config.quantization_config = self.quantization_config
-        state: dict[str, Tensor] = model.state_dict()
-        marker = _marker_name(model)
-        if marker is not None:
-            state[marker] = torch.empty(0, dtype=torch.uint8)
-        return state, {}
+        markers = {name: torch.empty(0, 0, dtype=torch.uint8) for name in _marker_names(model)}
+        return {**model.state_dict(), **markers}, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -218,17 +222,15 @@ def _put(model: nn.Module, name: str, quant_config: BitQuantConfig, norm_eps: fl
     return layer
 
 
-def _name_in(model: Any, name: str) -> str:
-    """`name` as a module of `model`, which may be without the head that it was saved with, or with another one."""
+def _name_in(model: Any, modules: Mapping[str, nn.Module], name: str) -> str:
+    """`name` as one of the `modules` of `model`, which may be without the head that it was saved with, or have one."""
     prefix = f"{model.base_model_prefix}."
-    modules = dict(model.named_modules())
     for candidate in (name, name.removeprefix(prefix), prefix + name):
         if candidate in modules:
             return candidate
     raise CheckpointError(f"quantization_config: layers has {name}, which a {type(model).__name__} has not")
 
 
-def _marker_name(model: nn.Module) -> str | None:
-    deployed = (name for name, layer in bit_layers(model) if layer.is_deployed)
-    first = next(deployed, None)
-    return None if first is None else f"{first}.weight"
+def _marker_names(model: nn.Module) -> list[str]:
+    """The name of the empty tensor that get_state_dict_and_metadata adds; none where nothing is packed."""
+    return [f"{name}.weight" for name, layer in bit_layers(model) if layer.is_deployed][:1]
