@@ -154,6 +154,18 @@ def test_inputs_are_split_over_gpus_without_activation_scales(kind: str, vllm: A
 
 
 @torch.no_grad()
+def test_layers_compile_in_one_graph(vllm: Any) -> None:
+    config = config_of(vllm, ["o_proj"], BitQuantConfig())
+    layer = vllm.RowParallelLinear(64, 24, bias=False, quant_config=config, prefix="o_proj", params_dtype=torch.float32)
+    (own,) = parts([24], BitQuantConfig())
+    load(layer, own)
+    layer.quant_method.process_weights_after_loading(layer)
+    compiled = torch.compile(lambda x: layer.quant_method.apply(layer, x), backend="aot_eager", fullgraph=True)
+    x = torch.randn(5, 64)
+    assert torch.equal(compiled(x), own(x))
+
+
+@torch.no_grad()
 def test_a_checkpoint_of_the_transformers_plug_in(vllm: Any, tmp_path: Path) -> None:
     model = attach_quantizer(deploy(convert(language_model("tied llama"))))
     model.save_pretrained(tmp_path)

@@ -18,7 +18,7 @@ METHOD = "bitlab"
 
 
 @register_quantization_config(METHOD)
-class BitLabConfig(QuantizationConfig):
+class BitLabConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is seldom installed beside
     """Reads what the transformers plug-in saves, deployed.
 
     Args:

@@ -21,7 +21,7 @@ from bitcore.packing import WEIGHTS_PER_BYTE, packed_columns
 
 
 @register_weight_loader_v2_supported_method
-class BitLabLinearMethod(LinearMethodBase):
+class BitLabLinearMethod(LinearMethodBase):  # type: ignore[misc]  # vLLM is seldom installed beside
     """y = x @ (values * scale).T + bias on packed rows, for plain, fused and row- or column-parallel layers.
 
     A fused layer (q, k and v, say) holds the rows of its parts under each other and runs as one; scales of whole parts
@@ -101,13 +101,12 @@ class BitLabLinearMethod(LinearMethodBase):
         request = KernelRequest(config, packed.device.type, self.dtype, self.in_features, packed.shape[0])
         self.kernel = KernelRegistry.resolve(request)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Maps x [..., in_features] to [..., rows] in x's dtype."""
         assert self.kernel is not None
-        packed = PackedWeight(
-            layer.get_parameter("weight_packed"), layer.get_parameter("weight_scale"), None, self.in_features
+        return self.kernel.linear(
+            x, PackedWeight(layer.weight_packed, layer.weight_scale, None, self.in_features), bias
         )
-        return self.kernel.linear(x, packed, bias)
 
     def _check_split(self, columns: int) -> None:
         config = self.quant_config
