@@ -1,10 +1,8 @@
 """convert and deploy: a whole model at once."""
 
-import re
 import warnings
-from collections.abc import Callable, Collection
 from copy import deepcopy
-from fnmatch import fnmatchcase
+from functools import partial
 from typing import TypeVar
 
 from torch import nn
@@ -14,12 +12,10 @@ from bitcore.exceptions import ArgumentError, LayerStateError, UnconvertedWarnin
 from bitcore.packed_weight import PackedWeight
 from bitlayers.base import BitLayer
 from bitlayers.registry import LAYER_REGISTRY, layer_for
+from bitlayers.selection import Selection, is_chosen
+from bitlayers.unconverted import unconverted_weights
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
-Filter = str | Callable[[str, nn.Module], bool]
-Selection = Filter | Collection[Filter]
-
-_LAYER_NUMBER = r"(?<![^.])\d+(?=\.)"
 
 
 def convert(
@@ -57,13 +53,13 @@ def convert(
     """
     model = model if inplace else deepcopy(model)
     convertible = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if layer_for(module)]
-    chosen = [(name, module) for name, module in convertible if _is_chosen(name, module, include, exclude)]
+    chosen = [(name, module) for name, module in convertible if is_chosen(name, module, include, exclude)]
     tied = _tied_to_what_is_left(model, chosen)
     if include is not None and tied:
         names = ", ".join(f"{name} (tied to {other})" for name, other in tied.items())
         raise ArgumentError("include", f"also {names}, which is left", "tied layers both, or neither")
     chosen = [(name, module) for name, module in chosen if name not in tied]
-    unconverted = _unconverted_weights(model, include, exclude)
+    unconverted = unconverted_weights(model, partial(is_chosen, include=include, exclude=exclude))
     if not chosen:
         seen = _what_was_seen(model, convertible, unconverted)
         raise ArgumentError("model", seen, f"one of {_dense_types()} to convert")
@@ -79,10 +75,6 @@ def convert(
         message = f"no Bit layer replaces these weights, which stay in floating point: {', '.join(unconverted)}"
         warnings.warn(message, UnconvertedWarning, stacklevel=2)
     return model
-
-
-def _is_chosen(name: str, module: nn.Module, include: Selection | None, exclude: Selection | None) -> bool:
-    return (include is None or _matches(name, module, include)) and not _matches(name, module, exclude or ())
 
 
 def _bit_layer(name: str, module: nn.Module, config: BitQuantConfig | None) -> BitLayer:
@@ -104,27 +96,6 @@ def _tied_to_what_is_left(model: nn.Module, chosen: list[tuple[str, nn.Module]])
         for parameter in module.parameters(recurse=False)
     }
     return {name: left[module.weight] for name, module in chosen if module.weight in left}
-
-
-def _unconverted_weights(model: nn.Module, include: Selection | None, exclude: Selection | None) -> list[str]:
-    """What looks like a weight in modules of the model's own, with shapes; layers that differ in numbers alone once.
-
-    A 2-d `weight` is a matrix, and any 3-d Parameter a stack of them. Those of torch.nn's modules (convolutions, say)
-    are neither, nor are position embeddings [1, ...], nor is what is tied to a weight elsewhere.
-    """
-    owners = [parameter for module in model.modules() for parameter in module.parameters(recurse=False)]
-    names: dict[str, list[str]] = {}
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn") or isinstance(module, BitLayer) or layer_for(module):
-            continue
-        for leaf, parameter in module.named_parameters(name, recurse=False):
-            is_weight = parameter.dim() == 3 or (parameter.dim() == 2 and leaf.endswith("weight"))
-            if not is_weight or min(parameter.shape[:2]) == 1 or not _is_chosen(name, module, include, exclude):
-                continue
-            if sum(parameter is other for other in owners) == 1:
-                what = f"{re.sub(_LAYER_NUMBER, '*', leaf)} {list(parameter.shape)} ({type(module).__name__})"
-                names.setdefault(what, []).append(f"{leaf}{what[what.index(' ') :]}")
-    return [same[0] if len(same) == 1 else what for what, same in names.items()]
 
 
 def _what_was_seen(model: nn.Module, convertible: list[tuple[str, nn.Module]], unconverted: list[str]) -> str:
@@ -165,13 +136,3 @@ def deploy(model: ModuleType) -> ModuleType:
         layer._become_deployed(packed[name])
     model.eval()
     return model
-
-
-def _matches(name: str, module: nn.Module, selection: Selection) -> bool:
-    if callable(selection):
-        return selection(name, module)
-    if not isinstance(selection, str):
-        return any(_matches(name, module, item) for item in selection)
-    parts = name.split(".")
-    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(fnmatchcase(candidate, selection) for candidate in (*around, *parts))

@@ -114,7 +114,7 @@ def test_one_layer_and_nothing_to_convert() -> None:
     assert type(convert(nn.Conv2d(3, 2, 1))) is BitConv2d
     with pytest.raises(
         ArgumentError,
-        match="made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding,.* Linear",
+        match=r"made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding,.* Linear",
     ):
         convert(nn.Sequential(nn.ReLU()))
     with pytest.raises(ArgumentError):

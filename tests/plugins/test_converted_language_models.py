@@ -1,5 +1,6 @@
 """convert on language models of transformers: trained, deployed, generating, saved and loaded by the plug-in."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -85,7 +86,21 @@ def test_what_no_layer_replaces_is_named(kind: str) -> None:
     messages = [str(warning.message) for warning in caught if warning.category is UnconvertedWarning]
     assert len(messages) == (kind in UNCONVERTED)
     if messages:
-        assert __import__("re").search(UNCONVERTED[kind], messages[0])
+        assert re.search(UNCONVERTED[kind], messages[0])
+
+
+def test_what_no_layer_replaces_is_named_at_loading(tmp_path: Path) -> None:
+    language_model("mixtral").save_pretrained(tmp_path / "mixtral")
+    with pytest.warns(UnconvertedWarning, match=UNCONVERTED["mixtral"]):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "mixtral", quantization_config=BitLabQuantConfig())
+    assert sum(isinstance(layer, BitLinear) for layer in model.modules()) == 8
+    language_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ArgumentError, match=UNCONVERTED["gpt2"]):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2", quantization_config=BitLabQuantConfig())
+    quiet = BitLabQuantConfig(modules_to_not_convert=["lm_head", "experts", "gate"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnconvertedWarning)
+        AutoModelForCausalLM.from_pretrained(tmp_path / "mixtral", quantization_config=quiet)
 
 
 def test_nothing_but_conv1d_is_an_error_that_names_it() -> None:

@@ -151,6 +151,34 @@ def test_masters_are_quantized_as_the_file_has_them(tmp_path: Path) -> None:
     assert logits_of(model, ids()).dtype == torch.bfloat16
 
 
+def test_trainable_masters_have_the_dtype_of_the_model(tmp_path: Path) -> None:
+    random_model("llama", torch.float32).save_pretrained(tmp_path)
+    model = load(tmp_path, BitLabQuantConfig(trainable=True), dtype=torch.bfloat16).train()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    tokens = ids()
+    model(tokens, labels=tokens).loss.backward()
+    assert model.get_parameter(f"{PROJECTION}.weight").grad.dtype == torch.bfloat16
+
+
+def test_what_the_plug_in_saved_is_not_read_as_bitnet(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "bitnet", random_model("llama", torch.float32), CLASSES["bitlinear"])
+    load(directory).save_pretrained(tmp_path / "bitlab")
+    with pytest.raises(CheckpointError, match=r"load it by AutoModelForCausalLM, after import bitmodels\.plugins"):
+        AutoBitModel.from_pretrained(tmp_path / "bitlab")
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_device_maps_count_packed_bytes(device_map: Any, tmp_path: Path) -> None:
+    random_model("llama", torch.float32).save_pretrained(tmp_path)
+    model, tokens = load(tmp_path, device_map=device_map), ids()
+    assert torch.equal(logits_of(model, tokens), logits_of(load(tmp_path), tokens))
+    with torch.device("meta"):
+        meta = convert(random_model("llama", torch.bfloat16), exclude=("lm_head", "embed_tokens"))
+    sizes = {name: model.hf_quantizer.param_element_size(meta, name, p) for name, p in meta.named_parameters()}
+    assert sizes["lm_head.weight"] == sizes["model.norm.weight"] == 2
+    assert sizes[f"{PROJECTION}.weight"] == pytest.approx(0.25, abs=0.01)
+
+
 def test_modules_to_not_convert(tmp_path: Path) -> None:
     random_model("llama", torch.float32).save_pretrained(tmp_path / "dense")
     model = load(tmp_path / "dense", BitLabQuantConfig(modules_to_not_convert=["model.layers.0", "o_proj"]))
@@ -285,7 +313,7 @@ def test_damage_is_named(source: str, how: str, message: str, tmp_path: Path) ->
         damage(tensors, name, how)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=message):
-        load(tmp_path)
+        AutoModelForCausalLM.from_pretrained(tmp_path) if source == "bitlab" else load(tmp_path)
 
 
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ def prepare_model_for_lora(model: ModelType, config: LoraConfig) -> ModelType:
 
 
 def _check_needs_no_base_weight(config: LoraConfig) -> None:
-    given: dict[str, Any] = {"use_dora": (config.use_dora, False)}
+    why = "deployed layers have no float weights"
+    if config.use_dora:
+        raise ArgumentError("config.use_dora", True, f"False: {why}")
     if config.init_lora_weights not in STARTS_FROM_NOTHING:
-        given["init_lora_weights"] = (config.init_lora_weights, "one of " + ", ".join(map(str, STARTS_FROM_NOTHING)))
-    for name, (was, expected) in given.items():
-        if was != expected:
-            raise ArgumentError(f"config.{name}", was, f"{expected}: deployed layers have no float weights")
+        known = ", ".join(map(str, STARTS_FROM_NOTHING))
+        raise ArgumentError("config.init_lora_weights", config.init_lora_weights, f"one of {known}: {why}")

@@ -1,6 +1,7 @@
 """BitLabHfQuantizer: how transformers loads and saves models with Bit layers."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,10 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, BitLabError, CheckpointError
+from bitcore.exceptions import ArgumentError, BitLabError, CheckpointError, UnconvertedWarning
 from bitlayers import BitLayer, BitLinear
 from bitlayers.registry import layer_for
+from bitlayers.unconverted import unconverted_weights
 from bitmodels.adapters.hugging_face import is_converted
 from bitmodels.export_weights import packed_weight
 from bitmodels.formats import BitNetQuantization
@@ -94,14 +96,22 @@ class BitLabHfQuantizer(HfQuantizer):
             expected = f"{', '.join(wanted_tied)} in it, too: its weight is tied to the embedding's"
             raise ArgumentError("modules_to_not_convert", skip, expected)
         names = [name for name in names if name not in tied]
+        left = []
+        if bitnet is None:
+            left = unconverted_weights(model, lambda name, _: is_converted(name, rule) and name not in tied)
         if not names:
             kinds = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-            raise ArgumentError("model", f"made of {kinds}, of which nothing is chosen", "an nn.Linear to convert")
+            seen = f"made of {kinds}, of which nothing is chosen"
+            seen += f" (no Bit layer replaces {', '.join(left)})" if left else ""
+            raise ArgumentError("model", seen, "an nn.Linear to convert")
+        if left:
+            message = f"no Bit layer replaces these weights, which stay in floating point: {', '.join(left)}"
+            warnings.warn(message, UnconvertedWarning, stacklevel=5)
         quant_config = BitQuantConfig() if config.quant_config is None else config.quant_config
         norm_eps = bitnet.rms_norm_eps if bitnet is not None and bitnet.use_rms_norm else None
         for name in names:
             layer = _put(model, name, quant_config, norm_eps)
-            if not self.pre_quantized:
+            if not self.pre_quantized and not config.trainable:
                 # transformers casts to the dtype of the Parameter; the file's is not known, and none is lost in this.
                 layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=torch.float32))
         if config.trainable:
@@ -138,6 +148,7 @@ class BitLabHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         # These have done their work, and must not be reversed when the model is saved.
         model._weight_conversions = [made for made in model._weight_conversions if made not in self._conversions]
+        self._conversions = []
         for name, layer in bit_layers(model):
             if any(problem.startswith(f"{name}: ") for problem in self.problems):
                 continue
