@@ -1,29 +1,22 @@
 """BitLabHfQuantizer: how transformers loads and saves models with Bit layers."""
 
-import re
-import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers.auto import register_quantizer
-from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
+from transformers.quantizers.base import HfQuantizer
 
-from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, BitLabError, CheckpointError, UnconvertedWarning
-from bitlayers import BitLayer, BitLinear
-from bitlayers.registry import layer_for
-from bitlayers.unconverted import unconverted_weights
-from bitmodels.adapters.hugging_face import is_converted
+from bitcore.exceptions import ArgumentError, BitLabError, CheckpointError
+from bitlayers import BitLayer
 from bitmodels.export_weights import packed_weight
-from bitmodels.formats import BitNetQuantization
 from bitmodels.formats.bitnet import check_orientation
 from bitmodels.formats.checkpoint import MAX_NAMES
-from bitmodels.plugins.layer_groups import LayerGroup, bit_layers, groups_of
+from bitmodels.plugins.layer_groups import bit_layers, groups_of
 from bitmodels.plugins.transformers.config import METHOD, BitLabQuantConfig
-from bitmodels.plugins.transformers.loading import LoadWeight, mark_as_initialized
+from bitmodels.plugins.transformers.loading import LoadWeight
+from bitmodels.plugins.transformers.placing import marker_names, put_recorded, put_requested
 
 
 @register_quantizer(METHOD)
@@ -55,67 +48,13 @@ class BitLabHfQuantizer(HfQuantizer):
         if "disk" in places or ("cpu" in places and len(places) > 1):
             raise ArgumentError("device_map", f"with {', '.join(sorted(places))}", "the CPU alone, or GPUs alone")
 
-    def _process_model_before_weight_loading(self, model: Any, dtype: torch.dtype | None = None, **_: Any) -> None:
-        if self.quantization_config.layers is None:
-            self._put_requested(model)
-        else:
-            self._put_recorded(model, self.quantization_config.layers)
-
-    def _put_recorded(self, model: Any, groups: tuple[LayerGroup, ...]) -> None:
-        modules = dict(model.named_modules())
-        for group in groups:
-            for recorded in group.modules:
-                name = _name_in(model, modules, recorded)
-                layer = _put(model, name, group.quant_config, group.norm_eps)
-                if group.deployed:
-                    layer.deploy()
-                    mark_as_initialized(layer)
-                else:
-                    self._masters.add(name)
-        deployed = {f"{name}.weight" for name, layer in bit_layers(model) if layer.is_deployed}
-        model.all_tied_weights_keys = {  # a head and an embedding that are packed have each their own tensors
-            name: other for name, other in model.all_tied_weights_keys.items() if not deployed & {name, other}
-        }
-        ignored = {rf"{re.escape(name)}$" for name in _marker_names(model)}
-        model._keys_to_ignore_on_load_unexpected = ignored | set(model._keys_to_ignore_on_load_unexpected or ())
-
-    def _put_requested(self, model: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         config = self.quantization_config
-        bitnet = config.bitnet
-        tied = {key.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for key in pair}
-        skip = config.modules_to_not_convert if bitnet is None else bitnet.modules_to_not_convert
-        skip = get_keys_to_not_convert(model) if skip is None else skip
-        rule = BitNetQuantization(modules_to_not_convert=skip)
-        names = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and layer_for(module) is not None and is_converted(name, rule)
-        ]
-        wanted_tied = sorted(tied.intersection(names))
-        if wanted_tied and bitnet is None:
-            expected = f"{', '.join(wanted_tied)} in it, too: its weight is tied to the embedding's"
-            raise ArgumentError("modules_to_not_convert", skip, expected)
-        names = [name for name in names if name not in tied]
-        left = []
-        if bitnet is None:
-            left = unconverted_weights(model, lambda name, _: is_converted(name, rule) and name not in tied)
-        if not names:
-            kinds = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-            seen = f"made of {kinds}, of which nothing is chosen"
-            seen += f" (no Bit layer replaces {', '.join(left)})" if left else ""
-            raise ArgumentError("model", seen, "an nn.Linear to convert")
-        if left:
-            message = f"no Bit layer replaces these weights, which stay in floating point: {', '.join(left)}"
-            warnings.warn(message, UnconvertedWarning, stacklevel=5)
-        quant_config = BitQuantConfig() if config.quant_config is None else config.quant_config
-        norm_eps = bitnet.rms_norm_eps if bitnet is not None and bitnet.use_rms_norm else None
-        for name in names:
-            layer = _put(model, name, quant_config, norm_eps)
-            if not self.pre_quantized and not config.trainable:
-                # transformers casts to the dtype of the Parameter; the file's is not known, and none is lost in this.
-                layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=torch.float32))
-        if config.trainable:
-            self._masters.update(names)
+        if config.layers is None:
+            names = put_requested(model, config, self.pre_quantized)
+            self._masters = names if config.trainable else set()
+        else:
+            self._masters = put_recorded(model, config.layers)
 
     # While loading
 
@@ -178,7 +117,8 @@ class BitLabHfQuantizer(HfQuantizer):
             LoadWeight(self).place(layer, name, layer.weight.detach())
         if not layer.is_deployed:
             return
-        packed_weight(layer).check(layer.quant_config)
+        if from_file:
+            packed_weight(layer).check(layer.quant_config)
         bitnet = self.quantization_config.bitnet
         if layer.bias is not None:
             layer.bias.requires_grad_(False)
@@ -196,7 +136,7 @@ class BitLabHfQuantizer(HfQuantizer):
         """
         self.quantization_config.layers = groups_of(model)
         model.config.quantization_config = self.quantization_config
-        markers = {name: torch.empty(0, 0, dtype=torch.uint8) for name in _marker_names(model)}
+        markers = {name: torch.empty(0, 0, dtype=torch.uint8) for name in marker_names(model)}
         return {**model.state_dict(), **markers}, {}
 
     def is_serializable(self) -> bool:
@@ -216,32 +156,3 @@ class BitLabHfQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-def _put(model: nn.Module, name: str, quant_config: BitQuantConfig, norm_eps: float | None) -> BitLayer:
-    """Puts a Bit layer with the same Parameters in place of the module `name`."""
-    dense = model.get_submodule(name)
-    layer_class = layer_for(dense)
-    if layer_class is None:
-        raise CheckpointError(f"quantization_config: layers has {name}, a {type(dense).__name__}: it has no Bit layer")
-    layer = layer_class.from_dense(dense, quant_config, copy=False)
-    if norm_eps is not None:
-        if not isinstance(layer, BitLinear):
-            raise CheckpointError(f"quantization_config: layers has a norm in {name}, a {type(dense).__name__}")
-        layer.norm = nn.RMSNorm(layer.in_features, eps=norm_eps, dtype=layer.weight.dtype, device=layer.weight.device)
-    model.set_submodule(name, layer)
-    return layer
-
-
-def _name_in(model: Any, modules: Mapping[str, nn.Module], name: str) -> str:
-    """`name` as one of the `modules` of `model`, which may be without the head that it was saved with, or have one."""
-    prefix = f"{model.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if candidate in modules:
-            return candidate
-    raise CheckpointError(f"quantization_config: layers has {name}, which a {type(model).__name__} has not")
-
-
-def _marker_names(model: nn.Module) -> list[str]:
-    """The name of the empty tensor that get_state_dict_and_metadata adds; none where nothing is packed."""
-    return [f"{name}.weight" for name, layer in bit_layers(model) if layer.is_deployed][:1]
