@@ -36,6 +36,7 @@ class BitLayer(nn.Module):
     dense_type: ClassVar[type[nn.Module] | None] = None  # what `convert` replaces by this layer
 
     quantize: bool = True  # False: the layer computes what its dense type does and cannot be deployed
+    frozen: bool = False  # True lets train() leave a deployed layer as it is, for adapters that are trained around it
     quantization_lambda: float = 1.0  # of training alone, 0 to 1 (training.QuantizationWarmup); eval is always at 1
     quant_config: BitQuantConfig
     weight: Any  # nn.Parameter, or None once deployed
@@ -96,8 +97,13 @@ class BitLayer(nn.Module):
         return "weight_packed" in self._buffers
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module.train. Raises LayerStateError for mode=True after deploy: there is no master weight to train."""
+        """As nn.Module.train. Raises LayerStateError for mode=True after deploy: there is no master weight to train.
+
+        A deployed layer that is `frozen` stays in eval mode.
+        """
         if mode and self.is_deployed:
+            if self.frozen:
+                return self
             raise LayerStateError(
                 f"{type(self).__name__} is deployed: it has no master weight to train. "
                 "Load the training checkpoint into a new model"

@@ -1,9 +1,8 @@
 """convert and deploy: a whole model at once."""
 
 import warnings
-from collections.abc import Callable, Collection
 from copy import deepcopy
-from fnmatch import fnmatchcase
+from functools import partial
 from typing import TypeVar
 
 from torch import nn
@@ -13,10 +12,10 @@ from bitcore.exceptions import ArgumentError, LayerStateError, UnconvertedWarnin
 from bitcore.packed_weight import PackedWeight
 from bitlayers.base import BitLayer
 from bitlayers.registry import LAYER_REGISTRY, layer_for
+from bitlayers.selection import Selection, is_chosen
+from bitlayers.unconverted import unconverted_weights
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
-Filter = str | Callable[[str, nn.Module], bool]
-Selection = Filter | Collection[Filter]
 
 
 def convert(
@@ -27,6 +26,9 @@ def convert(
     inplace: bool = True,
 ) -> nn.Module:
     """Puts a Bit layer in place of each nn.Linear, nn.Conv2d and nn.Embedding (exactly these types, not subclasses).
+
+    Tied weights stay tied: a layer that shares its weight with one that is left, such as the embedding of a language
+    model with its head, is left, too.
 
     Args:
         model: any module; with inplace it keeps its Parameters, so optimizers and tied weights stay good.
@@ -41,19 +43,26 @@ def convert(
         The converted model (for a model that is one dense layer, the new layer).
 
     Warns:
-        UnconvertedWarning: the model has 3-d Parameters, such as the fused experts of a mixture, which no Bit layer
-            replaces: they are named, and stay as they are. Excluding their module says that this is meant.
+        UnconvertedWarning: the model has weights in modules of its own, such as the fused experts of a mixture, which
+            no Bit layer replaces: they are named, and stay as they are. Excluding their module says that this is meant.
 
     Raises:
         ArgumentError: nothing was converted; the message lists what was seen. Or a layer has an option that its Bit
-            layer has not; it is named, and nothing has changed.
+            layer has not, or `include` asks for a layer whose weight is tied to one that is left; it is named, and
+            nothing has changed.
     """
     model = model if inplace else deepcopy(model)
     convertible = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if layer_for(module)]
-    chosen = [(name, module) for name, module in convertible if _is_chosen(name, module, include, exclude)]
-    fused = _fused_parameters(model, include, exclude)
+    chosen = [(name, module) for name, module in convertible if is_chosen(name, module, include, exclude)]
+    tied = _tied_to_what_is_left(model, chosen)
+    if include is not None and tied:
+        names = ", ".join(f"{name} (tied to {other})" for name, other in tied.items())
+        raise ArgumentError("include", f"also {names}, which is left", "tied layers both, or neither")
+    chosen = [(name, module) for name, module in chosen if name not in tied]
+    unconverted = unconverted_weights(model, partial(is_chosen, include=include, exclude=exclude))
     if not chosen:
-        raise ArgumentError("model", _what_was_seen(model, convertible, fused), f"one of {_dense_types()} to convert")
+        seen = _what_was_seen(model, convertible, unconverted)
+        raise ArgumentError("model", seen, f"one of {_dense_types()} to convert")
     made: dict[nn.Module, BitLayer] = {}
     for name, module in chosen:
         if module not in made:
@@ -62,13 +71,10 @@ def convert(
         if name == "":
             return made[module]
         model.set_submodule(name, made[module])
-    if fused:
-        warnings.warn(f"3-d parameters stay in floating point: {', '.join(fused)}", UnconvertedWarning, stacklevel=2)
+    if unconverted:
+        message = f"no Bit layer replaces these weights, which stay in floating point: {', '.join(unconverted)}"
+        warnings.warn(message, UnconvertedWarning, stacklevel=2)
     return model
-
-
-def _is_chosen(name: str, module: nn.Module, include: Selection | None, exclude: Selection | None) -> bool:
-    return (include is None or _matches(name, module, include)) and not _matches(name, module, exclude or ())
 
 
 def _bit_layer(name: str, module: nn.Module, config: BitQuantConfig | None) -> BitLayer:
@@ -80,26 +86,25 @@ def _bit_layer(name: str, module: nn.Module, config: BitQuantConfig | None) -> B
         raise type(error)(f"{name}: {error.argument}".lstrip(": "), error.was, error.expected) from error
 
 
-def _fused_parameters(model: nn.Module, include: Selection | None, exclude: Selection | None) -> list[str]:
-    """Stacks of matrices that modules of the model's own hold as 3-d Parameters, with their shapes.
-
-    Those of torch.nn's modules (convolutions, say) are no stacks of matrices, nor are position embeddings [1, ...].
-    """
-    return [
-        f"{name}.{parameter_name} {list(parameter.shape)}".lstrip(".")
-        for name, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn") and _is_chosen(name, module, include, exclude)
-        for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and parameter.shape[0] > 1
-    ]
+def _tied_to_what_is_left(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> dict[str, str]:
+    """The chosen layers whose weight is a Parameter of a module that is not chosen, too: its name by theirs."""
+    names = {name for name, _ in chosen}
+    left = {
+        parameter: name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name not in names
+        for parameter in module.parameters(recurse=False)
+    }
+    return {name: left[module.weight] for name, module in chosen if module.weight in left}
 
 
-def _what_was_seen(model: nn.Module, convertible: list[tuple[str, nn.Module]], fused: list[str]) -> str:
+def _what_was_seen(model: nn.Module, convertible: list[tuple[str, nn.Module]], unconverted: list[str]) -> str:
     kinds = sorted({type(module).__name__ for module in model.modules()})
     seen = f"made of {', '.join(kinds)}, of which nothing is chosen"
     if convertible:
-        seen += f" (left out by include and exclude: {', '.join(name or 'the model' for name, _ in convertible)})"
-    return seen + (f" (3-d parameters: {', '.join(fused)})" if fused else "")
+        names = ", ".join(name or "the model" for name, _ in convertible)
+        seen += f" (left out by include and exclude, or tied to what they leave: {names})"
+    return seen + (f" (no Bit layer replaces {', '.join(unconverted)})" if unconverted else "")
 
 
 def _dense_types() -> str:
@@ -131,13 +136,3 @@ def deploy(model: ModuleType) -> ModuleType:
         layer._become_deployed(packed[name])
     model.eval()
     return model
-
-
-def _matches(name: str, module: nn.Module, selection: Selection) -> bool:
-    if callable(selection):
-        return selection(name, module)
-    if not isinstance(selection, str):
-        return any(_matches(name, module, item) for item in selection)
-    parts = name.split(".")
-    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(fnmatchcase(candidate, selection) for candidate in (*around, *parts))

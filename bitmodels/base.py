@@ -45,8 +45,12 @@ class BitModelBase(nn.Module):
         return any(isinstance(module, BitLayer) and module.is_deployed for module in self.modules())
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module.train. Raises LayerStateError for mode=True after deploy, before any layer has changed."""
-        if mode and self.is_deployed:
+        """As nn.Module.train. Raises LayerStateError for mode=True after deploy, before any layer has changed.
+
+        Deployed layers that are `frozen` stay in eval mode.
+        """
+        deployed = [module for module in self.modules() if isinstance(module, BitLayer) and module.is_deployed]
+        if mode and not all(layer.frozen for layer in deployed):
             raise LayerStateError(f"{type(self).__name__} is deployed: it has no master weights to train")
         return super().train(mode)
 

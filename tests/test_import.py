@@ -27,6 +27,16 @@ def test_core_imports_torch_and_pydantic_alone() -> None:
     assert result.stdout.split() == ["[]", "False"], result.stdout + result.stderr
 
 
+def test_models_import_no_optional_package() -> None:
+    optional = "{'numpy', 'triton', 'transformers', 'huggingface_hub', 'gguf', 'peft', 'vllm'}"
+    code = (
+        "import torch, sys; before = set(sys.modules); import bitmodels.plugins\n"
+        f"print(sorted({{name.split('.')[0] for name in set(sys.modules) - before}} & {optional}))"
+    )
+    result = run(code)
+    assert result.stdout.split() == ["[]"], result.stdout + result.stderr
+
+
 def test_without_the_extension_everything_works_and_one_warning_says_why(tmp_path: Path) -> None:
     for package in ("bitcore", "bitlayers", "bitmodels"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.so", "build_report.json"))

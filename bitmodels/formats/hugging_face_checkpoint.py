@@ -114,6 +114,11 @@ def _quantization(config: dict[str, Any], path: Path) -> BitNetQuantization | No
     if found is None:
         return None
     method = found.get("quant_method") if isinstance(found, dict) else None
+    if method == "bitlab":
+        raise CheckpointError(
+            f"{path} is of BitLab's plug-in for transformers: load it by AutoModelForCausalLM, "
+            "after import bitmodels.plugins.transformers"
+        )
     if method != "bitnet":
         raise CheckpointError(f"{path}: quantization_config has quant_method {method!r}, expected 'bitnet'")
     try:

@@ -75,12 +75,46 @@ def test_tied_weights_and_shared_modules_stay_so() -> None:
     assert model.layers[1] is model.layers[0]
 
 
+def test_what_is_tied_to_a_layer_that_is_left_is_left() -> None:
+    model = Block()
+    model.lm_head.weight = model.embedding.weight
+    convert(model)
+    assert type(model.embedding) is nn.Embedding
+    assert model.lm_head.weight is model.embedding.weight
+    assert type(model.layers[0]) is BitLinear
+    for include in ("embedding", ["layers.*", "embedding"], lambda name, module: isinstance(module, nn.Embedding)):
+        model = Block()
+        model.lm_head.weight = model.embedding.weight
+        with pytest.raises(ArgumentError, match=r"include is also embedding \(tied to lm_head\), which is left"):
+            convert(model, include=include)
+        assert type(model.layers[0]) is nn.Linear
+
+
+class Mystery(nn.Module):
+    """A layer as no Bit layer replaces it, such as GPT-2's."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, columns))
+        self.gain = nn.Parameter(torch.ones(rows, columns))
+
+
+def test_matrices_of_other_modules_are_named_once_for_all_layers() -> None:
+    model = nn.Sequential(*[nn.Sequential(Mystery(4, 3), nn.Linear(3, 4), Mystery(4, 1)) for _ in range(3)])
+    with pytest.warns(UnconvertedWarning, match=r"stay in floating point: \*.\*.weight \[4, 3\] \(Mystery\)$"):
+        convert(model, inplace=False)
+    with pytest.warns(UnconvertedWarning, match=r"stay in floating point: 1.0.weight \[4, 3\] \(Mystery\)$"):
+        convert(model, include=lambda name, module: name.startswith("1."))
+    with pytest.raises(ArgumentError, match=r"\(no Bit layer replaces 0.weight \[2, 3\] \(Mystery\)\)"):
+        convert(nn.Sequential(Mystery(2, 3)))
+
+
 def test_one_layer_and_nothing_to_convert() -> None:
     assert type(convert(nn.Linear(3, 2))) is BitLinear
     assert type(convert(nn.Conv2d(3, 2, 1))) is BitConv2d
     with pytest.raises(
         ArgumentError,
-        match="made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding, Linear",
+        match=r"made of ReLU, Sequential, of which nothing is chosen, expected one of Conv2d, Embedding,.* Linear",
     ):
         convert(nn.Sequential(nn.ReLU()))
     with pytest.raises(ArgumentError):
@@ -155,13 +189,14 @@ class Mixture(nn.Module):
 
 def test_fused_experts_are_named() -> None:
     expected = (
-        r"3-d parameters stay in floating point: experts.gate_up_proj \[4, 8, 16\], experts.down_proj \[4, 16, 8\]$"
+        r"stay in floating point: experts.gate_up_proj \[4, 8, 16\] \(Experts\), "
+        r"experts.down_proj \[4, 16, 8\] \(Experts\)$"
     )
     with pytest.warns(UnconvertedWarning, match=expected) as warned:
         model = convert(Mixture())
     assert warned[0].filename == __file__
     assert type(model.router) is BitLinear
-    with pytest.raises(ArgumentError, match=r"\(3-d parameters: experts.gate_up_proj \[4, 8, 16\]"):
+    with pytest.raises(ArgumentError, match=r"\(no Bit layer replaces experts.gate_up_proj \[4, 8, 16\]"):
         convert(Mixture(), exclude="router")
 
 
@@ -175,7 +210,8 @@ def test_experts_that_are_left_on_purpose_are_not() -> None:
 def test_nothing_to_convert_lists_what_was_left_out() -> None:
     expected = (
         r"model is made of Linear, ReLU, Sequential, of which nothing is chosen "
-        r"\(left out by include and exclude: 0, 2\), expected one of Conv2d, Embedding, Linear to convert"
+        r"\(left out by include and exclude, or tied to what they leave: 0, 2\), expected one of "
+        r"Conv2d, Embedding,.* Linear to convert"
     )
     with pytest.raises(ArgumentError, match=expected):
         convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), include="encoder")

@@ -192,6 +192,18 @@ def test_deploying_twice_and_training_afterwards_are_refused() -> None:
     assert torch.equal(layer.eval()(x), y)
 
 
+def test_a_frozen_deployed_layer_stays_as_it_is_while_others_are_trained() -> None:
+    model = nn.Sequential(BitLinear(20, 20).deploy(), BitLinear(20, 6))
+    model[0].frozen = True
+    x = torch.randn(2, 20)
+    y = model[0](x)
+    model.train()
+    assert [module.training for module in model] == [False, True]
+    assert torch.equal(model[0](x), y)
+    model(x).sum().backward()
+    assert model[1].weight.grad is not None
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_weight_is_never_packed(bad: float) -> None:
     layer = BitLinear(20, 6)

@@ -1,0 +1,1 @@
+"""Plug-ins for other libraries, one package each: importing it registers it. Nothing here imports them."""
