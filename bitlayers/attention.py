@@ -117,7 +117,11 @@ class BitAttention(nn.Module):
         if cache is not None:
             past = cache.length
             k, v = cache.append(k, v)
-        mask = self._causal_mask(q, k, past, attention_mask) if self.causal else attention_mask
+        allowed = getattr(cache, "allowed", None)  # the same for all layers: made once
+        if allowed is not None and attention_mask is None:
+            mask = allowed
+        else:
+            mask = self._causal_mask(q, k, past, attention_mask) if self.causal else attention_mask
         y = F.scaled_dot_product_attention(
             q,
             k,

@@ -9,7 +9,11 @@ from bitcore.exceptions import ArgumentError, DeviceError, DtypeError, ShapeErro
 
 
 class AttentionCache(Protocol):
-    """What BitAttention needs of a cache. A user may write another: quantized, of fixed length."""
+    """What BitAttention needs of a cache. A user may write another: quantized, of fixed length.
+
+    One that knows which of its positions the queries attend to says so in `allowed`, a mask as BitAttention takes it,
+    in place of the causal one.
+    """
 
     @property
     def length(self) -> int | Tensor:

@@ -1,11 +1,14 @@
 """BitDecoder: token embeddings and decoder layers, named as in Hugging Face's Llama and BitNet."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ShapeError
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward
+from bitlayers.key_value_cache import AttentionCache
 from bitmodels.rope import rotary_at
 from bitmodels.transformer_cache import TransformerCache
 from bitmodels.transformer_config import BitTransformerConfig
@@ -73,19 +76,30 @@ class BitDecoder(nn.Module):
         if total > self.config.max_length:
             expected = f"at most max_length, {self.config.max_length}: shorten the input"
             raise ShapeError("input_ids", f"{total} positions long with those in the cache", expected)
-        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # a deployed embedding has no dtype of its own
-        positions = torch.arange(past, total, device=x.device)
+        positions = torch.arange(past, total, device=input_ids.device)
         if attention_mask is not None:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, past:]
-        rotary = rotary_at(self.config.rope, positions, self.config.head_size, x.dtype)
-        mask = self._mask(attention_mask, past, total, x.device)
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, BitDecoderLayer)
-            layer_cache = None if cache is None else cache.layers[index]
-            x = x + layer.self_attn(layer.input_layernorm(x), rotary, mask, layer_cache)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        mask = self._mask(attention_mask, past, total, input_ids.device)
+        hidden = self.run(input_ids, positions, mask, None if cache is None else cache.layers)
         if cache is not None:
             cache.length = total
+        return hidden
+
+    def run(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        caches: Sequence[AttentionCache] | None = None,
+    ) -> Tensor:
+        """The hidden states of input_ids [batch, length] at `positions` [length] or [batch, length], unchecked."""
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # a deployed embedding has no dtype of its own
+        rotary = rotary_at(self.config.rope, positions, self.config.head_size, x.dtype)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, BitDecoderLayer)
+            cache = None if caches is None else caches[index]
+            x = x + layer.self_attn(layer.input_layernorm(x), rotary, mask, cache)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
         hidden: Tensor = self.norm(x)
         return hidden
 

@@ -1,6 +1,6 @@
 """Generating tokens: the loop around a language model, with its cache, stopping and streaming."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,8 @@ from bitmodels.prompts import Prompts
 from bitmodels.sampling import SamplingConfig, sampling_config
 from bitmodels.transformer_cache import TransformerCache
 from bitmodels.transformer_config import BitTransformerConfig
+
+FEWEST_STEPS = 16  # for fewer a faster step is not worth being made
 
 
 class Tokenizer(Protocol):
@@ -50,6 +52,9 @@ class LanguageModel(Protocol):
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> TransformerCache:
         """An empty cache."""
+
+    def steps_from(self, cache: TransformerCache) -> Callable[[Tensor], Tensor] | None:
+        """A faster way from tokens [batch, 1] to the next logits, from a filled cache on, or None."""
 
 
 class Stopping:
@@ -126,8 +131,11 @@ def _tokens(
     input_ids, mask = prompts.input_ids, prompts.attention_mask
     batch_size, length = input_ids.shape
     cache = model.new_cache(batch_size, length + max_new_tokens) if use_cache else None
-    for _ in range(max_new_tokens):
-        logits = model.next_logits(input_ids, mask, cache)
+    step = None
+    for count in range(max_new_tokens):
+        if count == 1 and cache is not None and mask is None and max_new_tokens >= FEWEST_STEPS:
+            step = model.steps_from(cache)
+        logits = model.next_logits(input_ids, mask, cache) if step is None else step(input_ids)
         tokens = logits.argmax(-1) if sampling is None else sampling.sample(logits, generator)
         tokens = tokens.cpu().masked_fill(stopping.finished, pad_token_id)
         yield tokens

@@ -17,6 +17,7 @@ from bitcore.exceptions import ArgumentError, DtypeError, LayerStateError, Shape
 from bitlayers import BitEmbedding, BitLinear
 from bitmodels.base import BitModelBase
 from bitmodels.decoder import TABLE_CONFIGS, BitDecoder
+from bitmodels.decoding_graph import DecodingGraph
 from bitmodels.generation import GenerationOptions, start_generation
 from bitmodels.registry import register_model
 from bitmodels.transformer_cache import TransformerCache
@@ -158,6 +159,10 @@ class BitTransformerModel(BitModelBase):
             device=norm.device,
             dtype=norm.dtype,
         )
+
+    def steps_from(self, cache: TransformerCache) -> DecodingGraph | None:
+        """On a GPU the steps after those in `cache` as a graph, for `generate`; elsewhere None."""
+        return DecodingGraph(self, cache) if DecodingGraph.serves(cache) else None
 
     def _head(self) -> nn.Linear:
         sizes = (self.config.hidden_size, self.config.vocab_size)

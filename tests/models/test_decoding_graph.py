@@ -1,0 +1,70 @@
+"""Steps in a cache of fixed length: what is captured as a graph on a GPU gives the logits of the ordinary cache."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitcore.exceptions import ArgumentError
+from bitmodels.decoding_graph import DecodingGraph, FixedLengthCache
+from bitmodels.transformer import BitTransformerConfig, BitTransformerModel
+from bitmodels.transformer_cache import TransformerCache
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+def model_of(device: str = "cpu", **options: object) -> BitTransformerModel:
+    sizes = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 4}
+    config = BitTransformerConfig(num_kv_heads=2, max_length=64, sub_norm=True, **sizes, **options)
+    return BitTransformerModel(config).eval().to(device)
+
+
+def filled(model: BitTransformerModel, prompt: Tensor) -> TransformerCache:
+    cache = model.new_cache(len(prompt), 40)
+    model.next_logits(prompt, None, cache)
+    return cache
+
+
+@torch.no_grad()
+def test_a_fixed_length_cache_attends_to_the_positions_so_far() -> None:
+    model, prompt, tokens = model_of(), torch.randint(50, (3, 7)), torch.randint(50, (3, 5))
+    ordinary, fixed = filled(model, prompt), filled(model, prompt)
+    for layer in fixed.layers:
+        layer.keys[:, :, 20:], layer.values[:, :, 20:] = 1e3, 1e30  # a later position that is read shows
+    for step in range(5):
+        position = torch.tensor([7 + step])
+        allowed = (torch.arange(40) <= position).unsqueeze(0)
+        caches = [FixedLengthCache(layer, position, allowed) for layer in fixed.layers]
+        token = tokens[:, step : step + 1]
+        logits = model.logits(model.model.run(token, position, None, caches)[:, -1])
+        torch.testing.assert_close(logits, model.next_logits(token, None, ordinary), rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_that_cannot_be_captured_is_refused() -> None:
+    for model in (model_of(), model_of(sliding_window=8)):
+        with pytest.raises(ArgumentError, match="KeyValueCache on a GPU"):
+            DecodingGraph(model, model.new_cache(1, 20))
+        assert model.steps_from(model.new_cache(1, 20)) is None
+
+
+@on_a_gpu
+@pytest.mark.parametrize("compile", [False, True])
+@torch.no_grad()
+def test_a_graph_gives_the_logits_of_the_ordinary_cache(compile: bool) -> None:
+    model, prompt, tokens = model_of("cuda"), torch.randint(50, (3, 7)), torch.randint(50, (3, 33), device="cuda")
+    ordinary, captured = filled(model, prompt), filled(model, prompt)
+    graph = DecodingGraph(model, captured, compile=compile)
+    for step in range(33):
+        token = tokens[:, step : step + 1]
+        torch.testing.assert_close(graph(token), model.next_logits(token, None, ordinary), rtol=1e-3, atol=1e-3)
+    assert captured.length == ordinary.length == 40
+    with pytest.raises(ArgumentError, match="full: 40 positions"):
+        graph(tokens[:, :1])
+
+
+@on_a_gpu
+def test_generation_on_a_gpu_gives_the_same_tokens_with_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt = model_of("cuda"), torch.randint(50, (2, 7))
+    captured = model.generate(prompt, max_new_tokens=30)
+    monkeypatch.setattr(BitTransformerModel, "steps_from", lambda *_: None)
+    same = captured == model.generate(prompt, max_new_tokens=30)
+    assert same.float().mean() > 0.9  # up to a near tie
