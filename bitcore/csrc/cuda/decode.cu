@@ -19,6 +19,11 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16;
 constexpr int kColumns = 8;
+
+// Of 16 rows, for each multiprocessor: up to so many, blocks start faster than their copies run out.
+template <bool kQuantizes>
+constexpr int kFewChunks = kQuantizes ? 250 : 160;
+
 constexpr int kColumnStride = kRows + 4;  // of sums in shared memory: without bank conflicts
 
 constexpr int kBuffers = 2;  // partial sums of a tile are written while those of the one before are read
@@ -320,7 +325,7 @@ cudaError_t launch_stages(const Decode& a, const Device& device, int resident, v
 template <Format kFormat, int kDigits, bool kQuantizes>
 cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
   if (!aligned) return launch_stages<kFormat, kDigits, kQuantizes, false, 4>(a, device, 3, stream);
-  return a.tiles.count <= 6 * device.multiprocessors
+  return a.tiles.count * a.quantized.chunks <= kFewChunks<kQuantizes> * device.multiprocessors
              ? launch_stages<kFormat, kDigits, kQuantizes, true, 3>(a, device, 2, stream)
              : launch_stages<kFormat, kDigits, kQuantizes, true, 5>(a, device, 3, stream);
 }
