@@ -15,6 +15,7 @@ class CompiledCpuKernel(CompiledKernel):
     """A row of the kernel table in csrc/cpu/dispatch.cpp, found by its name."""
 
     device_types = frozenset({"cpu"})
+    weight_dtypes = frozenset({"ternary", "int4", "int8"})
 
     @classmethod
     def _index(cls) -> int:

@@ -111,12 +111,15 @@ bool check_quantize(const cpu::Kernel& kernel, const Sizes& sizes, Dtype dtype) 
 int code_at(cpu::Format format, uint8_t byte, int place) {
   if (format == cpu::Format::k2Bit) return byte >> 2 * place & 3;
   if (format == cpu::Format::kInt4) return byte >> 4 * place & 15;
+  if (format == cpu::Format::kInt8) return byte;
   for (int i = 0; i < place; ++i) byte = static_cast<uint8_t>(3 * byte);
   return 3 * byte >> 8;
 }
 
 uint8_t random_byte(cpu::Format format, bool highest) {
-  if (format == cpu::Format::kInt4) return static_cast<uint8_t>(highest ? 255 : between(0, 255));
+  if (format == cpu::Format::kInt4 || format == cpu::Format::kInt8) {
+    return static_cast<uint8_t>(highest ? 255 : between(0, 1) * between(0, 255));
+  }
   if (format == cpu::Format::kBase3) return static_cast<uint8_t>((256 * (highest ? 242 : between(0, 242)) + 242) / 243);
   int byte = 0;
   for (int j = 0; j < 4; ++j) byte |= static_cast<int>(highest ? 2 : between(0, 2)) << 2 * j;
@@ -139,6 +142,7 @@ bool check_matmul(const cpu::Kernel& kernel, const Sizes& sizes, int64_t m, int6
     x_q.as<int8_t>()[i] = static_cast<int8_t>(value);
   }
   const bool highest = between(0, 1) == 1;
+  const int made_signed = sizes.format == cpu::Format::kInt8 ? 128 - kernel.int8_zero : 0;
   for (int64_t i = 0; i < (n - 1) * row_stride + sizes.bytes; ++i) {
     w.as<uint8_t>()[i] = random_byte(sizes.format, highest);
   }
@@ -157,7 +161,7 @@ bool check_matmul(const cpu::Kernel& kernel, const Sizes& sizes, int64_t m, int6
       int64_t expected = 0;
       for (int64_t i = 0; i < sizes.bytes; ++i) {
         for (int j = 0; j < sizes.planes; ++j) {
-          expected += code_at(sizes.format, w.as<uint8_t>()[row * row_stride + i], j) *
+          expected += (code_at(sizes.format, w.as<uint8_t>()[row * row_stride + i], j) - made_signed) *
                       x_q.as<int8_t>()[v * sizes.vector_bytes + j * sizes.plane + i];
         }
       }
@@ -240,7 +244,7 @@ bool check_outputs(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
 
 // Whole calls of two weights: nothing outside of their buffers is touched, and every kernel gives the bits of portable.
 bool check_linear(const cpu::Kernel& kernel, Dtype dtype) {
-  const auto format = static_cast<cpu::Format>(between(0, 2));
+  const auto format = static_cast<cpu::Format>(between(0, 3));
   const Sizes sizes{format, between(1, 900)};
   const int64_t m = between(1, 40), rows[] = {between(1, 140), between(0, 9)};
   const int64_t group_size = between(0, 2) == 0 ? sizes.planes * between(1, 40) : 0;
@@ -281,8 +285,8 @@ bool check_linear(const cpu::Kernel& kernel, Dtype dtype) {
 }
 
 bool check(const cpu::Kernel& kernel) {
-  for (int trial = 0; trial < 600; ++trial) {
-    const Sizes sizes{static_cast<cpu::Format>(trial % 3), trial % 10 == 0 ? between(2000, 9000) : between(1, 700)};
+  for (int trial = 0; trial < 800; ++trial) {
+    const Sizes sizes{static_cast<cpu::Format>(trial % 4), trial % 10 == 0 ? between(2000, 9000) : between(1, 700)};
     const auto dtype = static_cast<Dtype>(between(0, 2));
     const int64_t m = between(1, 9), n = between(1, 21);
     const char* failed = !check_quantize(kernel, sizes, dtype)           ? "quantize"

@@ -15,8 +15,8 @@ using namespace bitlab;
 struct Mode {
   explicit Mode(int64_t bits)
       : kernel(bits & 0xff), format(bits >> 8 & 3), quantization(bits >> 10 & 3), group_size(bits >> 16) {
-    require(bits >= 0 && kernel < cpu::kernel_count() && format < 3 && quantization < 3,
-            "mode names no kernel, format or quantization of this build");
+    require(bits >= 0 && kernel < cpu::kernel_count() && quantization < 3,
+            "mode names no kernel or quantization of this build");
   }
 
   int64_t kernel, format, quantization, group_size;

@@ -11,7 +11,7 @@ namespace bitlab::cpu {
 namespace {
 
 constexpr int64_t kChunk =
-    1280;  // values quantized before they are dealt to planes; whole 64 bytes of 2, 4 or 5 planes
+    1280;  // values quantized before they are dealt to planes; whole 64 bytes of 1, 2, 4 or 5 planes
 
 template <Dtype dtype>
 uint32_t absmax_bits_of(const void* x, int64_t k) {
@@ -77,6 +77,7 @@ void quantize_of(const void* x, int64_t k, float factor, int planes, int8_t* x_q
       memset(q[d] + count, 0, static_cast<size_t>(bytes * planes - count));
       int8_t* to = x_q + d * planes * plane + begin / planes;
       switch (planes) {
+        case 1: deal<1>(q[d], bytes, to, plane); break;
         case 2: deal<2>(q[d], bytes, to, plane); break;
         case 4: deal<4>(q[d], bytes, to, plane); break;
         default: deal<5>(q[d], bytes, to, plane); break;

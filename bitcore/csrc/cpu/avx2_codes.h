@@ -28,6 +28,7 @@ struct BitFields {
 };
 using TwoBit = BitFields<2, 2>;
 using Int4 = BitFields<4, 15>;
+using Int8 = BitFields<8, 255>;
 
 struct Base3 {
   static constexpr int kPlanes = 5, kMaxCode = 2;

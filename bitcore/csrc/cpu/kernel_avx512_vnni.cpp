@@ -10,7 +10,8 @@
 //     w & 0xc0  = 64 * u of weights 4i + 3                plane 3
 //
 // All four are legal u8 operands, so codes are masked and never shifted; every plane has its own accumulator, and the
-// factors 4, 16, 64 leave the int32 sums at the end by exact arithmetic shifts. int4 does the same with 0x0f and 0xf0.
+// factors 4, 16, 64 leave the int32 sums at the end by exact arithmetic shifts. int4 does the same with 0x0f and 0xf0,
+// int8 takes its bytes as they are.
 //   Per 256 weights: 64 bytes, 1 load, 4 vpandd, 4 vpdpbusd (and 4 loads of x_q for 2 rows).
 // The masks of a row are computed together, before its dots: interleaved one by one, on Zen 4 the masks take the two
 // pipes of vpdpbusd half of the time (10.5 cycles for 8 + 8 instructions instead of 8).
@@ -53,6 +54,7 @@ struct BitFields {
 };
 using TwoBit = BitFields<2>;
 using Int4 = BitFields<4>;
+using Int8 = BitFields<8>;
 
 struct Base3 {
   static constexpr int kPlanes = 5;
@@ -240,7 +242,7 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, matmul,     base3_to_2bit,
+constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, 128,        matmul, base3_to_2bit,
                                    absmax_bits,   quantize,  scale_sums, write};
 
 }  // namespace bitlab::cpu

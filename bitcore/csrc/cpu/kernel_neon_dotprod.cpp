@@ -30,7 +30,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 namespace bitlab::cpu {
 
 constinit const Kernel kNeonDotprod{
-    "neon_dotprod", kFeatureNeon | kFeatureNeonDotprod, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums,
+    "neon_dotprod", kFeatureNeon | kFeatureNeonDotprod, 0, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums,
     write};
 
 }  // namespace bitlab::cpu

@@ -33,7 +33,7 @@ template <class Codes, int kVectors>
 INLINE void multiply_pairs(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   constexpr int kRowPairs = 2, kVectorPairs = kVectors / 2;
   int32x4_t sum[kVectorPairs][kRowPairs] = {};
-  for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
+  for_each_step<Codes>(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[2 * kRowPairs];
     UNROLL for (int r = 0; r < 2 * kRowPairs; ++r)
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
@@ -88,9 +88,14 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeonI8mm{"neon_i8mm", kFeatureNeon | kFeatureNeonDotprod | kFeatureNeonI8mm,
-                                 matmul,      base3_to_2bit,
-                                 absmax_bits, quantize,
-                                 scale_sums,  write};
+constinit const Kernel kNeonI8mm{"neon_i8mm",
+                                 kFeatureNeon | kFeatureNeonDotprod | kFeatureNeonI8mm,
+                                 0,
+                                 matmul,
+                                 base3_to_2bit,
+                                 absmax_bits,
+                                 quantize,
+                                 scale_sums,
+                                 write};
 
 }  // namespace bitlab::cpu

@@ -66,12 +66,13 @@ void matmul(Format format, const Product& product) {
   switch (format) {
     case Format::k2Bit: return matmul_of<BitFields<2>>(product);
     case Format::kBase3: return matmul_of<Base3>(product);
-    default: return matmul_of<BitFields<4>>(product);
+    case Format::kInt4: return matmul_of<BitFields<4>>(product);
+    default: return matmul_of<BitFields<8>>(product);
   }
 }
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kPortable{"portable", 0, 128, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
 
 }  // namespace bitlab::cpu

@@ -2,7 +2,7 @@
 //
 //     rows_at_once(vectors)                                                 rows of the tile for 1..4 vectors
 //     multiply<Codes, kVectors, kRows>(const Product&, x_q, w, acc)         one tile: kRows rows with kVectors vectors
-//     TwoBit, Base3, Int4                                                   its codes of the three formats
+//     TwoBit, Base3, Int4, Int8                                             its codes of the four formats
 #pragma once
 
 #include "kernel.h"
@@ -40,7 +40,8 @@ void matmul(Format format, const Product& product) {
   switch (format) {
     case Format::k2Bit: return matmul_of<TwoBit>(product);
     case Format::kBase3: return matmul_of<Base3>(product);
-    default: return matmul_of<Int4>(product);
+    case Format::kInt4: return matmul_of<Int4>(product);
+    default: return matmul_of<Int8>(product);
   }
 }
 
