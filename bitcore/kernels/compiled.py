@@ -35,7 +35,7 @@ class CompiledKernel(BitKernelBase):
     def unsupported_reason(cls, request: KernelRequest) -> str | None:
         config = request.config
         reasons = [super().unsupported_reason(request)]
-        if config.weight_granularity == "per_group" and config.packed_format in STORAGE_FORMATS:
+        if config.weight_granularity == "per_group" and config.weight_dtype in (cls.weight_dtypes or ()):
             reasons.append(cls._group_reason(config.packed_format, config.group_size))
         most = {"int4": MAX_INT4_IN_FEATURES, "int8": MAX_INT8_IN_FEATURES}.get(config.weight_dtype)
         if most is not None and (request.in_features or 0) > most:

@@ -23,7 +23,10 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int) { return 2; }
+template <class>
+constexpr int rows_at_once(int) {
+  return 2;
+}
 
 template <class Codes, int kVectors, int kRows>
 INLINE void multiply_small_codes(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
@@ -34,7 +37,7 @@ INLINE void multiply_small_codes(const Product& p, const int8_t* x_q, const uint
     __m256i sum[kVectors][kRows] = {};
     for_each_step(begin, end, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
       UNROLL for (int r = 0; r < kRows; ++r) {
-        prefetch(w + kRows * byte + kStep * r);
+        prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
         Codes decoder{load_weights(w + r * p.row_stride + byte)};
         UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
           const __m256i codes = decoder.next(j);
@@ -62,7 +65,7 @@ INLINE void multiply_int8(const Product& p, const int8_t* x_q, const uint8_t* w,
   __m256i sum[kVectors][kRows] = {};
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     UNROLL for (int r = 0; r < kRows; ++r) {
-      prefetch(w + kRows * byte + kStep * r);
+      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
       const __m256i bytes = load_weights(w + r * p.row_stride + byte);
       const __m256i first = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes));
       const __m256i second = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1));

@@ -14,7 +14,10 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int) { return 2; }
+template <class>
+constexpr int rows_at_once(int) {
+  return 2;
+}
 
 template <class Codes, int kVectors, int kRows>
 INLINE void multiply_small_codes(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {

@@ -12,7 +12,10 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int) { return 4; }
+template <class>
+constexpr int rows_at_once(int) {
+  return 4;
+}
 
 template <class Codes, int kVectors, int kRows>
 void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {

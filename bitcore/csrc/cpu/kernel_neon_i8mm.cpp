@@ -19,7 +19,10 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int) { return 4; }
+template <class>
+constexpr int rows_at_once(int) {
+  return 4;
+}
 
 INLINE int8x16_t lower_halves(int8x16_t a, int8x16_t b) {
   return vreinterpretq_s8_s64(vtrn1q_s64(vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b)));
