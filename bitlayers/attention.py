@@ -125,7 +125,7 @@ class BitAttention(nn.Module):
         return output
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of the queries [batch, num_heads, length, head_dim] to all keys, or to those that `mask` lets them."""
+        """Attention of queries [batch, num_heads, length, head_dim] to the keys, all or those that `mask` lets them."""
         shape, grouped = q.shape, self.num_kv_heads != self.num_heads
         is_causal = self.causal and mask is None and shape[2] > 1
         if grouped and shape[2] == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1):

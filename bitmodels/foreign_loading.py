@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
+from bitcore.packing import packed_columns
 from bitlayers import BitLayer
 from bitmodels.adapters import ForeignModel, adapt
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
+from bitmodels.meta_device import on_meta_device
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
 
-PART_ROWS = 4096  # of a table that is quantized: its float32 copy stays small
+PART_ROWS = 256  # of a table that is quantized: its float32 copy stays in a core's cache
 
 
 def load_foreign(
@@ -48,7 +50,7 @@ def load_foreign(
         raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
     if head_dtype is not None:
         config = BitTransformerConfig.model_validate({**config.model_dump(), "head_dtype": head_dtype})
-    with torch.device("meta"):
+    with on_meta_device():
         model = BitTransformerModel(config, foreign.quant_config if quant_config is None else quant_config).eval()
     foreign_names = {name: foreign.foreign_name(name) for name in model.state_dict()}
     ignored = [name for name in checkpoint.entries if any(fnmatchcase(name, glob) for glob in foreign.ignored)]
@@ -96,9 +98,13 @@ def _place(
 def _packed(weight: Tensor, config: BitQuantConfig, floats: str) -> tuple[PackedWeight, BitQuantConfig]:
     """The floating-point weight of a layer, quantized or found ternary, and `config` with its granularity."""
     if config.weight_dtype != "ternary":
-        parts = [PackedWeight.from_float(part, config) for part in torch.split(weight, PART_ROWS)]
-        packed, scale = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
-        return PackedWeight(packed, scale, None, weight.shape[1]), config
+        packed = torch.empty(weight.shape[0], packed_columns(weight.shape[1], config.packed_format), dtype=torch.uint8)
+        scales = []
+        for begin in range(0, weight.shape[0], PART_ROWS):
+            part = PackedWeight.from_float(weight[begin : begin + PART_ROWS], config)
+            packed[begin : begin + PART_ROWS] = part.packed
+            scales.append(part.scale)
+        return PackedWeight(packed, torch.cat(scales), None, weight.shape[1]), config
     if floats == "master":
         return PackedWeight.from_float(weight, config), config
     if floats == "none":

@@ -92,9 +92,7 @@ def test_forced_kernel_never_gives_way() -> None:
 INT8_ROWS = BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel")
 
 
-@pytest.mark.parametrize(
-    ("config", "most"), [(BitQuantConfig.int4(), 2**20), (INT8_ROWS, 2**16)], ids=["int4", "int8"]
-)
+@pytest.mark.parametrize(("config", "most"), [(BitQuantConfig.int4(), 2**20), (INT8_ROWS, 2**16)], ids=["int4", "int8"])
 def test_compiled_kernels_refuse_sums_that_int32_does_not_hold(config: BitQuantConfig, most: int) -> None:
     kernel = KernelRegistry._kernels["portable"]
     refusal = f"in_features is {most + 1}, int32 sums hold {most} of {config.weight_dtype}"
