@@ -2,6 +2,10 @@
 // torch >= 2.10. Arguments are checked here once more than in Python, so that no call can read outside its tensors.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "../cpu/dispatch.h"
 #include "../cpu/linear.h"
 #include "tensors.h"
@@ -132,9 +136,64 @@ std::vector<Tensor> packed_linear_group(const Tensor& x, const std::vector<Tenso
   return outputs;
 }
 
+// Attention of the one position of q [batch, heads, 1, head_dim] to keys and values [batch, kv_heads, length,
+// head_dim], all of whose features lie together. Returns [batch, heads, 1, head_dim].
+Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values) {
+  require(q.is_cpu() && is_floating(q.scalar_type()) && q.dim() == 4 && q.size(2) == 1 && q.size(3) >= 1 &&
+              q.size(3) <= cpu::kMaxHeadDim && q.stride(3) == 1,
+          "q must be a float32, bfloat16 or float16 CPU tensor [batch, heads, 1, 1 to 256]");
+  const int64_t heads = q.size(1), head_dim = q.size(3);
+  for (const Tensor* tensor : {&keys, &values}) {
+    require(tensor->is_cpu() && tensor->scalar_type() == q.scalar_type() && tensor->dim() == 4 &&
+                tensor->size(0) == q.size(0) && tensor->size(1) >= 1 && heads % tensor->size(1) == 0 &&
+                tensor->size(1) == keys.size(1) && tensor->size(2) >= 1 && tensor->size(2) == keys.size(2) &&
+                tensor->size(3) == head_dim && tensor->stride(3) == 1,
+            "keys and values must be [batch, a divisor of heads, 1 or more, head_dim], as q");
+  }
+  Tensor y = empty_output(q, head_dim, aoti_torch_device_type_cpu(), 0);
+  const auto dtype = dtype_of<cpu::Dtype>(q.scalar_type());
+  const int64_t item = cpu::item_size(dtype), length = keys.size(2), group = heads / keys.size(1);
+  const auto at = [item](const Tensor& tensor, int64_t batch, int64_t head) {
+    return static_cast<const char*>(tensor.const_data_ptr()) +
+           (batch * tensor.stride(0) + head * tensor.stride(1)) * item;
+  };
+  char* const outputs = static_cast<char*>(y.mutable_data_ptr());
+  const cpu::Kernel& kernel = cpu::best_kernel();
+  const auto attend_heads = [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scores;
+    scores.resize(static_cast<size_t>(cpu::kMaxHeads * length));
+    for (int64_t next = begin; begin < end; begin = next) {  // heads of one group at a time: they share their keys
+      next = std::min({end, begin + cpu::kMaxHeads, (begin / group + 1) * group});
+      const int64_t batch = begin / heads, head = begin % heads;
+      kernel.attend({.q = at(q, batch, head),
+                     .keys = at(keys, batch, head / group),
+                     .values = at(values, batch, head / group),
+                     .heads = next - begin,
+                     .head_dim = head_dim,
+                     .length = length,
+                     .q_stride = q.stride(1),
+                     .key_stride = keys.stride(2),
+                     .value_stride = values.stride(2),
+                     .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),
+                     .scores = scores.data(),
+                     .y = outputs + begin * head_dim * item},
+                    dtype);
+    }
+  };
+  constexpr int64_t kProductsPerThread = int64_t{1} << 17;
+  const int64_t all = q.size(0) * heads, grain = std::max<int64_t>(1, kProductsPerThread / (length * head_dim));
+  if (all <= grain) {
+    attend_heads(0, all);
+  } else {
+    torch::stable::parallel_for(0, all, grain, attend_heads);
+  }
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bitlab, m) {
+  m.def("attend_one(Tensor q, Tensor keys, Tensor values) -> Tensor");
   m.def(
       "packed_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias, "
       "int in_features, int mode) -> Tensor");
@@ -146,4 +205,5 @@ STABLE_TORCH_LIBRARY(bitlab, m) {
 STABLE_TORCH_LIBRARY_IMPL(bitlab, CPU, m) {
   m.impl("packed_linear", TORCH_BOX(&packed_linear));
   m.impl("packed_linear_group", TORCH_BOX(&packed_linear_group));
+  m.impl("attend_one", TORCH_BOX(&attend_one));
 }

@@ -59,6 +59,21 @@ struct Sums {
   int64_t scale_stride;  // 0 for one scale for all rows
 };
 
+// One position of some heads that share their keys and values.
+struct Attention {
+  const void* q;                    // [heads, head_dim], rows q_stride elements apart
+  const void* keys;                 // [length, head_dim], rows key_stride apart
+  const void* values;               // the same, value_stride apart
+  int64_t heads, head_dim, length;  // heads up to kMaxHeads, head_dim up to kMaxHeadDim, length 1 or more
+  int64_t q_stride, key_stride, value_stride;
+  float scale;    // of the scores
+  float* scores;  // [heads, length], overwritten
+  void* y;        // [heads, head_dim], contiguous
+};
+
+constexpr int64_t kMaxHeads = 8;
+constexpr int64_t kMaxHeadDim = 256;
+
 struct Kernel {
   const char* name;   // also the name of the Python kernel
   uint64_t required;  // bits of cpu_features.h, all needed
@@ -88,6 +103,9 @@ struct Kernel {
 
   // y[i] = total[i] * factor + bias[i], rounded to dtype. bias may be null.
   void (*write)(const float* total, int64_t n, float factor, const float* bias, void* y, Dtype dtype);
+
+  // y = softmax(q @ keys.T * scale) @ values for each head, in float32.
+  void (*attend)(const Attention& attention, Dtype dtype);
 };
 
 constexpr int code_of_zero(Format format, const Kernel& kernel) {

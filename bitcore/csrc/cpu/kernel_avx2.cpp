@@ -97,6 +97,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -104,6 +105,6 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 namespace bitlab::cpu {
 
 constinit const Kernel kAvx2{"avx2",      kFeatureAvx2, 128,        matmul, base3_to_2bit,
-                             absmax_bits, quantize,     scale_sums, write};
+                             absmax_bits, quantize,     scale_sums, write,  attend};
 
 }  // namespace bitlab::cpu

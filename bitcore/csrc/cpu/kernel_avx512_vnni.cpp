@@ -242,6 +242,7 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -249,6 +250,6 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 namespace bitlab::cpu {
 
 constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, 128,        matmul, base3_to_2bit,
-                                   absmax_bits,   quantize,  scale_sums, write};
+                                   absmax_bits,   quantize,  scale_sums, write,  attend};
 
 }  // namespace bitlab::cpu

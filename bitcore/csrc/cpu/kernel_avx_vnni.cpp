@@ -45,6 +45,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -52,6 +53,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 namespace bitlab::cpu {
 
 constinit const Kernel kAvxVnni{
-    "avx_vnni", kFeatureAvx2 | kFeatureAvxVnni, 128, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
+    "avx_vnni", kFeatureAvx2 | kFeatureAvxVnni, 128, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write,
+    attend};
 
 }  // namespace bitlab::cpu

@@ -81,12 +81,14 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeon{"neon", kFeatureNeon, 0, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kNeon{"neon",      kFeatureNeon, 0,          matmul, base3_to_2bit,
+                             absmax_bits, quantize,     scale_sums, write,  attend};
 
 }  // namespace bitlab::cpu

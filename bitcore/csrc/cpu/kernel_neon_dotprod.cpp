@@ -26,14 +26,22 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeonDotprod{
-    "neon_dotprod", kFeatureNeon | kFeatureNeonDotprod, 0, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums,
-    write};
+constinit const Kernel kNeonDotprod{"neon_dotprod",
+                                    kFeatureNeon | kFeatureNeonDotprod,
+                                    0,
+                                    matmul,
+                                    base3_to_2bit,
+                                    absmax_bits,
+                                    quantize,
+                                    scale_sums,
+                                    write,
+                                    attend};
 
 }  // namespace bitlab::cpu

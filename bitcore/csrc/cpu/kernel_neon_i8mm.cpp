@@ -85,6 +85,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -99,6 +100,7 @@ constinit const Kernel kNeonI8mm{"neon_i8mm",
                                  absmax_bits,
                                  quantize,
                                  scale_sums,
-                                 write};
+                                 write,
+                                 attend};
 
 }  // namespace bitlab::cpu

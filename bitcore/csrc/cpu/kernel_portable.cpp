@@ -5,6 +5,7 @@
 // multiplied with byte i of plane j of every vector. Bytes per weight: 1/4 (2bit), plus 2 in L1.
 // Instructions per 256 weights and vector with SSE2: 16 loads, 64 to widen x_q, 32 pmaddwd, 32 paddd.
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "transcode.h"
 
@@ -73,6 +74,7 @@ void matmul(Format format, const Product& product) {
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0, 128, matmul, base3_to_2bit, absmax_bits, quantize, scale_sums, write};
+constinit const Kernel kPortable{"portable",  0,        128,        matmul, base3_to_2bit,
+                                 absmax_bits, quantize, scale_sums, write,  attend};
 
 }  // namespace bitlab::cpu

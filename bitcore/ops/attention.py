@@ -1,0 +1,36 @@
+"""Attention of one position, as in decoding token by token, on compiled CPU kernels."""
+
+import torch
+from torch import Tensor
+
+from bitcore import extensions
+
+MAX_HEAD_DIM = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def serves_one_position(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether `attend_one_position` can be asked: compiled kernels, a CPU, one query, no gradients wanted."""
+    return (
+        q.shape[2] == 1
+        and q.device.type == "cpu"
+        and q.dtype in DTYPES
+        and q.shape[3] <= MAX_HEAD_DIM
+        and q.stride(3) == keys.stride(3) == values.stride(3) == 1
+        and not (torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad or values.requires_grad))
+        and extensions.why_missing() is None
+    )
+
+
+def attend_one_position(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q @ keys.T / sqrt(head_dim)) @ values, summed in float32.
+
+    Args:
+        q: [batch, heads, 1, head_dim], float32, bfloat16 or float16.
+        keys, values: [batch, a divisor of heads, length, head_dim]; rows may lie apart.
+
+    Returns:
+        [batch, heads, 1, head_dim] in q's dtype.
+    """
+    y: Tensor = torch.ops.bitlab.attend_one.default(q, keys, values)
+    return y
