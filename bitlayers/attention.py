@@ -12,6 +12,7 @@ from bitcore.ops.attention import attend_one_position, serves_one_position
 from bitlayers.key_value_cache import AttentionCache
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
+from bitlayers.rms_norm import rms_norm
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -121,7 +122,7 @@ class BitAttention(nn.Module):
         mask = self._causal_mask(q, k, past, attention_mask) if self.causal else attention_mask
         y = self._attend(q, k, v, mask).transpose(1, 2).flatten(2)
         if self.attn_sub_norm is not None:
-            y = self.attn_sub_norm(y)
+            y = rms_norm(self.attn_sub_norm, y)
         output: Tensor = self.o_proj(y)
         return output
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ShapeError
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward
+from bitlayers.rms_norm import rms_norm
 from bitmodels.rope import rotary_at
 from bitmodels.transformer_cache import TransformerCache
 from bitmodels.transformer_config import BitTransformerConfig
@@ -82,12 +83,11 @@ class BitDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, BitDecoderLayer)
             layer_cache = None if cache is None else cache.layers[index]
-            x = x + layer.self_attn(layer.input_layernorm(x), rotary, mask, layer_cache)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = x + layer.self_attn(rms_norm(layer.input_layernorm, x), rotary, mask, layer_cache)
+            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
         if cache is not None:
             cache.length = total
-        hidden: Tensor = self.norm(x)
-        return hidden
+        return rms_norm(self.norm, x)
 
     def _mask(self, attention_mask: Tensor | None, past: int, total: int, device: torch.device) -> Tensor | None:
         """What the causal mask of attention does not say: padding, and the end of a sliding window."""

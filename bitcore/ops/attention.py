@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bitcore import extensions
 
+COMPILED = extensions.why_missing() is None  # now: torch.compile cannot trace the question
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -18,7 +19,7 @@ def serves_one_position(q: Tensor, keys: Tensor, values: Tensor) -> bool:
         and q.shape[3] <= MAX_HEAD_DIM
         and q.stride(3) == keys.stride(3) == values.stride(3) == 1
         and not (torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad or values.requires_grad))
-        and extensions.why_missing() is None
+        and COMPILED
     )
 
 
@@ -32,5 +33,4 @@ def attend_one_position(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     Returns:
         [batch, heads, 1, head_dim] in q's dtype.
     """
-    y: Tensor = torch.ops.bitlab.attend_one.default(q, keys, values)
-    return y
+    return torch.ops.bitlab.attend_one.default(q, keys, values)  # type: ignore[no-any-return]

@@ -190,9 +190,46 @@ Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values) {
   return y;
 }
 
+// RMSNorm of the rows of x [..., n], given the sum of squares of each: x / sqrt(sum / n + eps) * weight.
+Tensor rms_norm(const Tensor& x, const Tensor& weight, const Tensor& square_sums, double eps) {
+  require(x.is_cpu() && is_floating(x.scalar_type()) && x.dim() >= 1 && x.size(x.dim() - 1) >= 1,
+          "x must be a float32, bfloat16 or float16 CPU tensor [..., 1 or more]");
+  const int64_t n = x.size(x.dim() - 1), rows = x.numel() / n;
+  require(weight.is_cpu() && weight.scalar_type() == x.scalar_type() && weight.dim() == 1 && weight.size(0) == n &&
+              weight.is_contiguous(),
+          "weight must be contiguous and of x's dtype and last size");
+  require(square_sums.is_cpu() && square_sums.scalar_type() == ScalarType::Float && square_sums.numel() == rows &&
+              square_sums.is_contiguous(),
+          "square_sums must be contiguous float32, one for each row of x");
+  const std::optional<int64_t> stride = row_stride(x);
+  const Tensor source = stride ? x : torch::stable::contiguous(x);
+  Tensor y = empty_output(x, n, aoti_torch_device_type_cpu(), 0);
+  const auto dtype = dtype_of<cpu::Dtype>(x.scalar_type());
+  const int64_t item = cpu::item_size(dtype), x_stride = stride.value_or(n);
+  const auto* from = static_cast<const char*>(source.const_data_ptr());
+  const auto* sums = static_cast<const float*>(square_sums.const_data_ptr());
+  auto* to = static_cast<char*>(y.mutable_data_ptr());
+  const cpu::Kernel& kernel = cpu::best_kernel();
+  const auto normalize = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float mean = sums[row] / static_cast<float>(n) + static_cast<float>(eps);
+      kernel.normalize(from + row * x_stride * item, weight.const_data_ptr(), n, 1.0f / std::sqrt(mean),
+                       to + row * n * item, dtype);
+    }
+  };
+  const int64_t grain = std::max<int64_t>(1, cpu::kActivationsPerTask / n);
+  if (rows <= grain) {
+    normalize(0, rows);
+  } else {
+    torch::stable::parallel_for(0, rows, grain, normalize);
+  }
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bitlab, m) {
+  m.def("rms_norm(Tensor x, Tensor weight, Tensor square_sums, float eps) -> Tensor");
   m.def("attend_one(Tensor q, Tensor keys, Tensor values) -> Tensor");
   m.def(
       "packed_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias, "
@@ -206,4 +243,5 @@ STABLE_TORCH_LIBRARY_IMPL(bitlab, CPU, m) {
   m.impl("packed_linear", TORCH_BOX(&packed_linear));
   m.impl("packed_linear_group", TORCH_BOX(&packed_linear_group));
   m.impl("attend_one", TORCH_BOX(&attend_one));
+  m.impl("rms_norm", TORCH_BOX(&rms_norm));
 }

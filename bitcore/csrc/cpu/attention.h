@@ -1,5 +1,5 @@
-// Attention of one position. Plain C++ in loops that compilers vectorize with the flags of the file that includes this
-// one; in an anonymous namespace, so that each file has its own copy.
+// Attention of one position. Generic vectors of 16 floats, which compilers map to the registers that the flags of the
+// file that includes this one allow; in an anonymous namespace, so that each file has its own copy.
 #pragma once
 
 #include "float_formats.h"
@@ -8,24 +8,43 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int64_t kLanes = 16;  // sums that a dot product is kept in, so that it can be vectorized
+constexpr int64_t kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 
+inline Lanes lanes_at(const float* p) {
+  Lanes lanes;
+  memcpy(&lanes, p, sizeof lanes);
+  return lanes;
+}
+
+// n values, and zeros up to whole vectors.
 template <Dtype dtype>
 inline void load_row(const void* from, int64_t n, float* __restrict to) {
   for (int64_t i = 0; i < n; ++i) to[i] = load<dtype>(from, i);
+  for (int64_t i = n; i % kLanes != 0; ++i) to[i] = 0.0f;
 }
 
-inline float dot_of(const float* __restrict a, const float* __restrict b, int64_t n) {
-  float lanes[kLanes] = {};
+inline float dot_of(const float* a, const float* b, int64_t vectors) {
+  Lanes even = {}, odd = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += a[i + j] * b[i + j];
+  for (; i + 1 < vectors; i += 2) {
+    even += lanes_at(a + kLanes * i) * lanes_at(b + kLanes * i);
+    odd += lanes_at(a + kLanes * (i + 1)) * lanes_at(b + kLanes * (i + 1));
   }
-  for (int64_t j = 0; i + j < n; ++j) lanes[j] += a[i + j] * b[i + j];
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  if (i < vectors) even += lanes_at(a + kLanes * i) * lanes_at(b + kLanes * i);
+  Lanes sum = even + odd;
+  sum += __builtin_shufflevector(sum, sum, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  sum += __builtin_shufflevector(sum, sum, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  sum += __builtin_shufflevector(sum, sum, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  return sum[0] + sum[1];
+}
+
+// to += weight * row
+inline void add_row(float weight, const float* row, int64_t vectors, float* to) {
+  for (int64_t i = 0; i < vectors; ++i) {
+    const Lanes sum = lanes_at(to + kLanes * i) + weight * lanes_at(row + kLanes * i);
+    memcpy(to + kLanes * i, &sum, sizeof sum);
   }
-  return lanes[0];
 }
 
 // exp(x) for x <= 0, 0 below -87: 2**n * exp(r) with abs(r) <= ln(2) / 2, whose Taylor series is short. NaN stays NaN.
@@ -46,41 +65,34 @@ inline float exp_of(float x) {
 }
 
 // In place: exp(s - max(s)). Returns their sum.
-inline float softmax_numerators(float* __restrict scores, int64_t n) {
-  float largest = scores[0];
+inline float softmax_numerators(float* scores, int64_t n) {
+  float largest = scores[0], sum = 0.0f;
   for (int64_t i = 1; i < n; ++i) largest = scores[i] > largest ? scores[i] : largest;
-  float lanes[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) scores[i] = exp_of(scores[i] - largest);
-  for (int64_t i = 0; i < n; ++i) lanes[i % kLanes] += scores[i];
-  for (int64_t j = 1; j < kLanes; ++j) lanes[0] += lanes[j];
-  return lanes[0];
+  for (int64_t i = 0; i < n; ++i) sum += scores[i];
+  return sum;
 }
 
 template <Dtype dtype>
 void attend_of(const Attention& a) {
   constexpr int64_t kItem = dtype == Dtype::kFloat32 ? 4 : 2;
-  float q[kMaxHeads][kMaxHeadDim], sums[kMaxHeads][kMaxHeadDim], row[kMaxHeadDim], totals[kMaxHeads];
+  alignas(64) float q[kMaxHeads][kMaxHeadDim], sums[kMaxHeads][kMaxHeadDim] = {}, row[kMaxHeadDim];
+  float totals[kMaxHeads];
+  const int64_t vectors = (a.head_dim + kLanes - 1) / kLanes;
   const auto* keys = static_cast<const char*>(a.keys);
   const auto* values = static_cast<const char*>(a.values);
   for (int64_t h = 0; h < a.heads; ++h) {
     load_row<dtype>(static_cast<const char*>(a.q) + h * a.q_stride * kItem, a.head_dim, q[h]);
-    for (int64_t i = 0; i < a.head_dim; ++i) {
-      q[h][i] *= a.scale;
-      sums[h][i] = 0.0f;
-    }
+    for (int64_t i = 0; i < a.head_dim; ++i) q[h][i] *= a.scale;
   }
   for (int64_t t = 0; t < a.length; ++t) {
     load_row<dtype>(keys + t * a.key_stride * kItem, a.head_dim, row);
-    for (int64_t h = 0; h < a.heads; ++h) a.scores[h * a.length + t] = dot_of(q[h], row, a.head_dim);
+    for (int64_t h = 0; h < a.heads; ++h) a.scores[h * a.length + t] = dot_of(q[h], row, vectors);
   }
   for (int64_t h = 0; h < a.heads; ++h) totals[h] = softmax_numerators(a.scores + h * a.length, a.length);
   for (int64_t t = 0; t < a.length; ++t) {
     load_row<dtype>(values + t * a.value_stride * kItem, a.head_dim, row);
-    for (int64_t h = 0; h < a.heads; ++h) {
-      const float weight = a.scores[h * a.length + t];
-      float* __restrict to = sums[h];
-      for (int64_t i = 0; i < a.head_dim; ++i) to[i] += weight * row[i];
-    }
+    for (int64_t h = 0; h < a.heads; ++h) add_row(a.scores[h * a.length + t], row, vectors, sums[h]);
   }
   for (int64_t h = 0; h < a.heads; ++h) {
     for (int64_t i = 0; i < a.head_dim; ++i) store<dtype>(a.y, h * a.head_dim + i, sums[h][i] / totals[h]);
