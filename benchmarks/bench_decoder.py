@@ -34,6 +34,7 @@ from rich.console import Console
 from bitcore import BitQuantConfig
 from bitcore.kernels import KernelRegistry
 from bitmodels import export_hf
+from bitmodels.transformer import BitTransformerModel
 
 READ_BYTES = 600_000_000
 
@@ -108,11 +109,11 @@ def measure(run: Run, engines: list[Engine], prompts: list[int], tokens: int, ro
                     run.prompt_seconds.setdefault(engine.name, {}).setdefault(length, []).append(seconds)
 
 
-def measure_loading(run: Run, ours: BitLabEngine, directory: Path) -> None:
+def measure_loading(run: Run, model: BitTransformerModel, directory: Path) -> None:
     """Seconds from a directory to the first token in a new process, files in the page cache, and its peak memory."""
     for name, save in (
-        ("BitLab", ours.model.save_pretrained),
-        ("Hugging Face bitnet", lambda path: export_hf(ours.model, path)),
+        ("BitLab", model.save_pretrained),
+        ("Hugging Face bitnet", lambda path: export_hf(model, path)),
     ):
         path = directory / name.replace(" ", "_")
         save(path)
@@ -167,7 +168,8 @@ def main() -> None:
             engines.append(LlamaCppEngine(llama, Path(directory), arguments.threads))
         measure(run, engines, arguments.prompts, arguments.tokens, arguments.rounds)
         if not arguments.no_loading:
-            measure_loading(run, ours, Path(directory))
+            as_published = random_model(model_config(arguments.layers, "float"))  # embeddings in bfloat16
+            measure_loading(run, as_published, Path(directory))
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = report(run)
     (arguments.output / "decoder_cpu.json").write_text(json.dumps(asdict(run), indent=1) + "\n")

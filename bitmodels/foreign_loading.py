@@ -4,6 +4,7 @@ The model is built without memory, its names and shapes are compared with the fi
 packed or cast, and put in its place. What is in memory is the packed model and one tensor.
 """
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -22,7 +23,8 @@ from bitmodels.meta_device import on_meta_device
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
 
-PART_ROWS = 256  # of a table that is quantized: its float32 copy stays in a core's cache
+PART_ROWS = 4096  # of a table, read together
+QUANTIZED_ROWS = 256  # quantized together: their float32 copy stays in a core's cache
 
 
 def load_foreign(
@@ -59,21 +61,34 @@ def load_foreign(
     target = foreign.dtype if dtype is None else dtype
     for name, foreign_name in foreign_names.items():
         try:
-            _place(model, name, checkpoint.read(foreign_name), foreign, target, deploy)
+            _place(model, name, _Incoming(checkpoint, foreign_name), foreign, target, deploy)
         except ArgumentError as error:
             raise CheckpointError(f"{checkpoint.path}: {foreign_name}: {error}") from error
     return model
 
 
+class _Incoming:
+    """A tensor of a checkpoint, and its rows part by part."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self.checkpoint, self.name = checkpoint, name
+        self.tensor = checkpoint.read(name)
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        assert isinstance(self.tensor, Tensor)
+        return self.checkpoint.parts(self.name, self.tensor, PART_ROWS)
+
+
 def _place(
     model: BitTransformerModel,
     name: str,
-    tensor: Tensor | EncodedWeight,
+    incoming: "_Incoming",
     foreign: ForeignModel,
     dtype: torch.dtype,
     deploy: bool,
 ) -> None:
-    """Makes `tensor` the tensor `name` of `model`."""
+    """Makes what is read the tensor `name` of `model`."""
+    tensor = incoming.tensor
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
     layer = module if isinstance(module, BitLayer) and leaf == "weight" else None
@@ -85,25 +100,29 @@ def _place(
             raise ArgumentError("deploy", False, "True: the checkpoint has packed weights, which cannot be trained")
         packed, config = tensor.pack(layer.quant_config)
     elif layer is not None and deploy:
-        packed, config = _packed(tensor, layer.quant_config, foreign.floats)
+        packed, config = _packed(tensor, incoming, layer.quant_config, foreign.floats)
     elif not tensor.is_floating_point():
         raise ArgumentError("the tensor", tensor.dtype, "in floating point")
     else:
-        values = tensor if order is None else tensor[order]
-        setattr(module, leaf, nn.Parameter(values.to(dtype, copy=True)))
+        values = torch.empty(tensor.shape, dtype=dtype)
+        for rows, part in incoming.parts():
+            values[rows] = part
+        setattr(module, leaf, nn.Parameter(values if order is None else values[order]))
         return
     layer.deploy_packed(packed if order is None else _reordered(packed, order), config)
 
 
-def _packed(weight: Tensor, config: BitQuantConfig, floats: str) -> tuple[PackedWeight, BitQuantConfig]:
+def _packed(
+    weight: Tensor, incoming: "_Incoming", config: BitQuantConfig, floats: str
+) -> tuple[PackedWeight, BitQuantConfig]:
     """The floating-point weight of a layer, quantized or found ternary, and `config` with its granularity."""
     if config.weight_dtype != "ternary":
         packed = torch.empty(weight.shape[0], packed_columns(weight.shape[1], config.packed_format), dtype=torch.uint8)
         scales = []
-        for begin in range(0, weight.shape[0], PART_ROWS):
-            part = PackedWeight.from_float(weight[begin : begin + PART_ROWS], config)
-            packed[begin : begin + PART_ROWS] = part.packed
-            scales.append(part.scale)
+        for rows, some in incoming.parts():
+            parts = [PackedWeight.from_float(part, config) for part in torch.split(some, QUANTIZED_ROWS)]
+            torch.cat([part.packed for part in parts], out=packed[rows])
+            scales += [part.scale for part in parts]
         return PackedWeight(packed, torch.cat(scales), None, weight.shape[1]), config
     if floats == "master":
         return PackedWeight.from_float(weight, config), config
