@@ -12,8 +12,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """`norm(x)`, bit for bit.
 
-    PyTorch's own on a CPU is nine operators, one after the other. Here PyTorch sums the squares, in its own order, and
-    one compiled operator does the rest, where the kernels are built and nobody wants a gradient.
+    PyTorch's own on a CPU is nine operators, one after the other. Where kernels are built and nobody wants a gradient,
+    one compiled operator squares and scales, and lets PyTorch sum, in its own order.
     """
     weight = norm._parameters["weight"]
     if (
@@ -25,11 +25,11 @@ def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
         or x.dim() == 0
         or weight.shape != x.shape[-1:]
         or norm.eps is None
+        or not x.is_contiguous()  # else PyTorch sums in another order
         or type(norm) is not nn.RMSNorm
         or norm._forward_hooks
         or norm._forward_pre_hooks
         or not COMPILED
     ):
         return norm(x)  # type: ignore[no-any-return]
-    square_sums = x.float().square().sum(-1, keepdim=True)
-    return torch.ops.bitlab.rms_norm.default(x, weight, square_sums, norm.eps)  # type: ignore[no-any-return]
+    return torch.ops.bitlab.rms_norm.default(x, weight, norm.eps)  # type: ignore[no-any-return]

@@ -65,6 +65,16 @@ void check_x(const Tensor& x, int64_t in_features) {
   require(x.dim() >= 1 && x.size(x.dim() - 1) == in_features, "x must have in_features as its last size");
 }
 
+// parallel_for of PyTorch, or in this thread where one task is all.
+template <typename Work>
+void share(int64_t count, int64_t grain, const Work& work) {
+  if (count <= grain) {
+    work(0, count);
+  } else {
+    torch::stable::parallel_for(0, count, grain, work);
+  }
+}
+
 void multiply(const Tensor& x, int64_t in_features, const Mode& mode, const cpu::Layout& layout,
               const cpu::Weight* weights, int64_t weight_count) {
   const cpu::Kernel& kernel = cpu::kernel_at(static_cast<int>(mode.kernel));
@@ -82,13 +92,7 @@ void multiply(const Tensor& x, int64_t in_features, const Mode& mode, const cpu:
   };
   thread_local cpu::Scratch scratch;
   cpu::Linear linear(kernel, layout, activations, weights, weight_count, scratch);
-  const bool done = linear.run([](int64_t count, int64_t grain, const auto& work) {
-    if (count <= grain) {
-      work(0, count);
-    } else {
-      torch::stable::parallel_for(0, count, grain, work);
-    }
-  });
+  const bool done = linear.run([](int64_t count, int64_t grain, const auto& work) { share(count, grain, work); });
   require(done, "out of memory for the quantized activations");
 }
 
@@ -182,54 +186,52 @@ Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values) {
   };
   constexpr int64_t kProductsPerThread = int64_t{1} << 17;
   const int64_t all = q.size(0) * heads, grain = std::max<int64_t>(1, kProductsPerThread / (length * head_dim));
-  if (all <= grain) {
-    attend_heads(0, all);
-  } else {
-    torch::stable::parallel_for(0, all, grain, attend_heads);
-  }
+  share(all, grain, attend_heads);
   return y;
 }
 
-// RMSNorm of the rows of x [..., n], given the sum of squares of each: x / sqrt(sum / n + eps) * weight.
-Tensor rms_norm(const Tensor& x, const Tensor& weight, const Tensor& square_sums, double eps) {
-  require(x.is_cpu() && is_floating(x.scalar_type()) && x.dim() >= 1 && x.size(x.dim() - 1) >= 1,
-          "x must be a float32, bfloat16 or float16 CPU tensor [..., 1 or more]");
+// RMSNorm of the rows of x [..., n]: x / sqrt(mean(x * x) + eps) * weight. PyTorch sums the squares, so that the order
+// of the sum, and with it every bit of the result, is that of its own RMSNorm.
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  require(x.is_cpu() && is_floating(x.scalar_type()) && x.dim() >= 1 && x.size(x.dim() - 1) >= 1 && x.is_contiguous(),
+          "x must be a contiguous float32, bfloat16 or float16 CPU tensor [..., 1 or more]");
   const int64_t n = x.size(x.dim() - 1), rows = x.numel() / n;
   require(weight.is_cpu() && weight.scalar_type() == x.scalar_type() && weight.dim() == 1 && weight.size(0) == n &&
               weight.is_contiguous(),
           "weight must be contiguous and of x's dtype and last size");
-  require(square_sums.is_cpu() && square_sums.scalar_type() == ScalarType::Float && square_sums.numel() == rows &&
-              square_sums.is_contiguous(),
-          "square_sums must be contiguous float32, one for each row of x");
-  const std::optional<int64_t> stride = row_stride(x);
-  const Tensor source = stride ? x : torch::stable::contiguous(x);
   Tensor y = empty_output(x, n, aoti_torch_device_type_cpu(), 0);
+  if (rows == 0) return y;
   const auto dtype = dtype_of<cpu::Dtype>(x.scalar_type());
-  const int64_t item = cpu::item_size(dtype), x_stride = stride.value_or(n);
-  const auto* from = static_cast<const char*>(source.const_data_ptr());
-  const auto* sums = static_cast<const float*>(square_sums.const_data_ptr());
-  auto* to = static_cast<char*>(y.mutable_data_ptr());
+  const int64_t row_bytes = n * cpu::item_size(dtype);
+  const auto* const from = static_cast<const char*>(x.const_data_ptr());
   const cpu::Kernel& kernel = cpu::best_kernel();
-  const auto normalize = [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, cpu::kActivationsPerTask / n);
+
+  const int64_t sizes[] = {rows, n}, strides[] = {n, 1}, last = -1;
+  Tensor squares = allocate(2, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0);
+  auto* const squared = static_cast<float*>(squares.mutable_data_ptr());
+  share(rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      kernel.square(from + row * row_bytes, n, squared + row * n, dtype);
+    }
+  });
+  const Tensor total = torch::stable::sum(squares, torch::headeronly::IntHeaderOnlyArrayRef(&last, 1));
+  const auto* sums = static_cast<const float*>(total.const_data_ptr());
+  auto* const to = static_cast<char*>(y.mutable_data_ptr());
+  share(rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float mean = sums[row] / static_cast<float>(n) + static_cast<float>(eps);
-      kernel.normalize(from + row * x_stride * item, weight.const_data_ptr(), n, 1.0f / std::sqrt(mean),
-                       to + row * n * item, dtype);
+      kernel.normalize(from + row * row_bytes, weight.const_data_ptr(), n, 1.0f / std::sqrt(mean), to + row * row_bytes,
+                       dtype);
     }
-  };
-  const int64_t grain = std::max<int64_t>(1, cpu::kActivationsPerTask / n);
-  if (rows <= grain) {
-    normalize(0, rows);
-  } else {
-    torch::stable::parallel_for(0, rows, grain, normalize);
-  }
+  });
   return y;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bitlab, m) {
-  m.def("rms_norm(Tensor x, Tensor weight, Tensor square_sums, float eps) -> Tensor");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("attend_one(Tensor q, Tensor keys, Tensor values) -> Tensor");
   m.def(
       "packed_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias, "

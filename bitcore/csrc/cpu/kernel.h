@@ -104,6 +104,9 @@ struct Kernel {
   // y[i] = total[i] * factor + bias[i], rounded to dtype. bias may be null.
   void (*write)(const float* total, int64_t n, float factor, const float* bias, void* y, Dtype dtype);
 
+  // y[i] = x[i] * x[i] in float32, for x of dtype.
+  void (*square)(const void* x, int64_t n, float* y, Dtype dtype);
+
   // y[i] = x[i] * factor * weight[i], all of dtype, multiplied in float32 from left to right.
   void (*normalize)(const void* x, const void* weight, int64_t n, float factor, void* y, Dtype dtype);
 

@@ -56,7 +56,7 @@ constinit const Kernel kAvxVnni{"avx_vnni",    kFeatureAvx2 | kFeatureAvxVnni,
                                 128,           matmul,
                                 base3_to_2bit, absmax_bits,
                                 quantize,      scale_sums,
-                                write,         normalize,
-                                attend};
+                                write,         square,
+                                normalize,     attend};
 
 }  // namespace bitlab::cpu

@@ -42,6 +42,7 @@ constinit const Kernel kNeonDotprod{"neon_dotprod",
                                     quantize,
                                     scale_sums,
                                     write,
+                                    square,
                                     normalize,
                                     attend};
 

@@ -101,6 +101,7 @@ constinit const Kernel kNeonI8mm{"neon_i8mm",
                                  quantize,
                                  scale_sums,
                                  write,
+                                 square,
                                  normalize,
                                  attend};
 
