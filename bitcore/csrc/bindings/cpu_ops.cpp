@@ -228,11 +228,70 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   return y;
 }
 
+// A step of decoding: turns q and k by the rotary embedding of their position, puts k and v into the cache behind
+// `past` positions, and attends to all of them. q [batch, 1, heads * head_dim], k and v [batch, 1, kv_heads *
+// head_dim], cos and sin [1, head_dim]; keys and values [batch, kv_heads, room, head_dim] are the cache. Returns
+// [batch, heads, 1, head_dim].
+Tensor attend_next(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin, Tensor keys,
+                   Tensor values, int64_t past) {
+  const ScalarType type = q.scalar_type();
+  require(q.is_cpu() && is_floating(type) && keys.dim() == 4 && values.dim() == 4, "q must be float, the cache 4-d");
+  const int64_t batch = keys.size(0), kv_heads = keys.size(1), head_dim = keys.size(3);
+  require(head_dim >= 2 && head_dim % 2 == 0 && head_dim <= cpu::kMaxHeadDim, "head_dim must be even, 2 to 256");
+  require(past >= 0 && past < keys.size(2) && past < values.size(2), "the cache must have room");
+  for (const Tensor* tensor : {&q, &k, &v}) {
+    require(tensor->is_cpu() && tensor->scalar_type() == type && tensor->dim() == 3 && tensor->size(0) == batch &&
+                tensor->size(1) == 1 && tensor->is_contiguous(),
+            "q, k and v must be contiguous [batch, 1, features] of one dtype");
+  }
+  require(batch >= 1 && kv_heads >= 1 && k.size(2) == kv_heads * head_dim && v.size(2) == k.size(2) &&
+              q.size(2) >= k.size(2) && q.size(2) % k.size(2) == 0,
+          "q, k and v must have the features of the cache's heads");
+  for (const Tensor* tensor : {&cos, &sin}) {
+    require(tensor->is_cpu() && tensor->scalar_type() == type && tensor->numel() == head_dim && tensor->is_contiguous(),
+            "cos and sin must be contiguous [1, head_dim] of q's dtype");
+  }
+  for (const Tensor* tensor : {&keys, &values}) {
+    require(tensor->is_cpu() && tensor->scalar_type() == type && tensor->size(0) == batch &&
+                tensor->size(1) == kv_heads && tensor->size(3) == head_dim && tensor->stride(3) == 1,
+            "keys and values must be [batch, kv_heads, room, head_dim] of q's dtype");
+  }
+  const auto dtype = dtype_of<cpu::Dtype>(type);
+  const int64_t item = cpu::item_size(dtype), head_bytes = head_dim * item, heads = q.size(2) / head_dim;
+  const cpu::Kernel& kernel = cpu::best_kernel();
+  const auto place = [&](const Tensor& cache, int64_t row) {
+    return static_cast<char*>(const_cast<void*>(cache.const_data_ptr())) +
+           (row / kv_heads * cache.stride(0) + row % kv_heads * cache.stride(1) + past * cache.stride(2)) * item;
+  };
+  for (int64_t row = 0; row < batch * kv_heads; ++row) {
+    kernel.rotate(static_cast<const char*>(k.const_data_ptr()) + row * head_bytes, cos.const_data_ptr(),
+                  sin.const_data_ptr(), head_dim, place(keys, row), dtype);
+    memcpy(place(values, row), static_cast<const char*>(v.const_data_ptr()) + row * head_bytes,
+           static_cast<size_t>(head_bytes));
+  }
+  const int64_t sizes[] = {batch, heads, 1, head_dim};
+  const int64_t strides[] = {heads * head_dim, head_dim, head_dim, 1};
+  int32_t torch_dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &torch_dtype));
+  Tensor turned = allocate(4, sizes, strides, torch_dtype, aoti_torch_device_type_cpu(), 0);
+  for (int64_t row = 0; row < batch * heads; ++row) {
+    kernel.rotate(static_cast<const char*>(q.const_data_ptr()) + row * head_bytes, cos.const_data_ptr(),
+                  sin.const_data_ptr(), head_dim, static_cast<char*>(turned.mutable_data_ptr()) + row * head_bytes,
+                  dtype);
+  }
+  Tensor seen_keys = torch::stable::narrow(keys, 2, 0, past + 1),
+         seen_values = torch::stable::narrow(values, 2, 0, past + 1);
+  return attend_one(turned, seen_keys, seen_values);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bitlab, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("attend_one(Tensor q, Tensor keys, Tensor values) -> Tensor");
+  m.def(
+      "attend_next(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor(a!) keys, Tensor(b!) values, int past) "
+      "-> Tensor");
   m.def(
       "packed_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias, "
       "int in_features, int mode) -> Tensor");
@@ -245,5 +304,6 @@ STABLE_TORCH_LIBRARY_IMPL(bitlab, CPU, m) {
   m.impl("packed_linear", TORCH_BOX(&packed_linear));
   m.impl("packed_linear_group", TORCH_BOX(&packed_linear_group));
   m.impl("attend_one", TORCH_BOX(&attend_one));
+  m.impl("attend_next", TORCH_BOX(&attend_next));
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
 }

@@ -74,6 +74,29 @@ inline float softmax_numerators(float* scores, int64_t n) {
 }
 
 template <Dtype dtype>
+void rotate_half(const void* __restrict x, const void* __restrict cos, const void* __restrict sin, int64_t begin,
+                 int64_t half, int64_t other, void* __restrict y) {
+  for (int64_t i = begin; i < begin + half; ++i) {
+    float rounded = load<dtype>(x, i) * load<dtype>(cos, i);
+    if constexpr (dtype == Dtype::kBFloat16) rounded = from_bfloat16(to_bfloat16(rounded));
+    if constexpr (dtype == Dtype::kFloat16) rounded = from_float16(to_float16(rounded));
+    store<dtype>(y, i, rounded + load<dtype>(x, i + other) * load<dtype>(sin, i));
+  }
+}
+
+void rotate(const void* x, const void* cos, const void* sin, int64_t n, void* y, Dtype dtype) {
+  const int64_t half = n / 2;
+  for (int64_t begin = 0; begin < n; begin += half) {
+    const int64_t other = begin == 0 ? half : -half;
+    switch (dtype) {
+      case Dtype::kFloat32: rotate_half<Dtype::kFloat32>(x, cos, sin, begin, half, other, y); break;
+      case Dtype::kBFloat16: rotate_half<Dtype::kBFloat16>(x, cos, sin, begin, half, other, y); break;
+      default: rotate_half<Dtype::kFloat16>(x, cos, sin, begin, half, other, y); break;
+    }
+  }
+}
+
+template <Dtype dtype>
 void attend_of(const Attention& a) {
   constexpr int64_t kItem = dtype == Dtype::kFloat32 ? 4 : 2;
   alignas(64) float q[kMaxHeads][kMaxHeadDim], sums[kMaxHeads][kMaxHeadDim] = {}, row[kMaxHeadDim];

@@ -110,6 +110,10 @@ struct Kernel {
   // y[i] = x[i] * factor * weight[i], all of dtype, multiplied in float32 from left to right.
   void (*normalize)(const void* x, const void* weight, int64_t n, float factor, void* y, Dtype dtype);
 
+  // Rotary embedding of a head: y[i] = x[i] * cos[i] + x[(i + n / 2) % n] * sin[i], all of dtype, the first product
+  // rounded to it. n is even.
+  void (*rotate)(const void* x, const void* cos, const void* sin, int64_t n, void* y, Dtype dtype);
+
   // y = softmax(q @ keys.T * scale) @ values for each head, in float32.
   void (*attend)(const Attention& attention, Dtype dtype);
 };

@@ -104,7 +104,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvx2{"avx2",   kFeatureAvx2, 128,   matmul, base3_to_2bit, absmax_bits,
-                             quantize, scale_sums,   write, square, normalize,     attend};
+constinit const Kernel kAvx2{"avx2",     kFeatureAvx2, 128,    matmul,    base3_to_2bit, absmax_bits, quantize,
+                             scale_sums, write,        square, normalize, rotate,        attend};
 
 }  // namespace bitlab::cpu

@@ -249,7 +249,7 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired,  128,   matmul, base3_to_2bit, absmax_bits,
-                                   quantize,      scale_sums, write, square, normalize,     attend};
+constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, 128,    matmul,    base3_to_2bit, absmax_bits, quantize,
+                                   scale_sums,    write,     square, normalize, rotate,        attend};
 
 }  // namespace bitlab::cpu

@@ -57,6 +57,7 @@ constinit const Kernel kAvxVnni{"avx_vnni",    kFeatureAvx2 | kFeatureAvxVnni,
                                 base3_to_2bit, absmax_bits,
                                 quantize,      scale_sums,
                                 write,         square,
-                                normalize,     attend};
+                                normalize,     rotate,
+                                attend};
 
 }  // namespace bitlab::cpu

@@ -44,6 +44,7 @@ constinit const Kernel kNeonDotprod{"neon_dotprod",
                                     write,
                                     square,
                                     normalize,
+                                    rotate,
                                     attend};
 
 }  // namespace bitlab::cpu

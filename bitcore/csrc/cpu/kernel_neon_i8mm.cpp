@@ -103,6 +103,7 @@ constinit const Kernel kNeonI8mm{"neon_i8mm",
                                  write,
                                  square,
                                  normalize,
+                                 rotate,
                                  attend};
 
 }  // namespace bitlab::cpu

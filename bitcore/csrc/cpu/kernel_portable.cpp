@@ -74,7 +74,7 @@ void matmul(Format format, const Product& product) {
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0,          128,   matmul, base3_to_2bit, absmax_bits,
-                                 quantize,   scale_sums, write, square, normalize,     attend};
+constinit const Kernel kPortable{"portable", 0,     128,    matmul,    base3_to_2bit, absmax_bits, quantize,
+                                 scale_sums, write, square, normalize, rotate,        attend};
 
 }  // namespace bitlab::cpu
