@@ -9,6 +9,7 @@ namespace bitlab::cpu {
 namespace {
 
 constexpr int64_t kLanes = 16;
+constexpr int64_t kRowsAtOnce = 16;  // of values, as floats in L1
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 
 inline Lanes lanes_at(const float* p) {
@@ -39,10 +40,12 @@ inline float dot_of(const float* a, const float* b, int64_t vectors) {
   return sum[0] + sum[1];
 }
 
-// to += weight * row
-inline void add_row(float weight, const float* row, int64_t vectors, float* to) {
+// to += sum of weights[t] * rows[t], with each part of the sum in one register from row to row.
+inline void add_rows(const float* weights, const float (*rows)[kMaxHeadDim], int64_t count, int64_t vectors,
+                     float* to) {
   for (int64_t i = 0; i < vectors; ++i) {
-    const Lanes sum = lanes_at(to + kLanes * i) + weight * lanes_at(row + kLanes * i);
+    Lanes sum = lanes_at(to + kLanes * i);
+    for (int64_t t = 0; t < count; ++t) sum += weights[t] * lanes_at(rows[t] + kLanes * i);
     memcpy(to + kLanes * i, &sum, sizeof sum);
   }
 }
@@ -99,7 +102,8 @@ void rotate(const void* x, const void* cos, const void* sin, int64_t n, void* y,
 template <Dtype dtype>
 void attend_of(const Attention& a) {
   constexpr int64_t kItem = dtype == Dtype::kFloat32 ? 4 : 2;
-  alignas(64) float q[kMaxHeads][kMaxHeadDim], sums[kMaxHeads][kMaxHeadDim] = {}, row[kMaxHeadDim];
+  alignas(64) float q[kMaxHeads][kMaxHeadDim], sums[kMaxHeads][kMaxHeadDim] = {};
+  alignas(64) float rows[kRowsAtOnce][kMaxHeadDim];
   float totals[kMaxHeads];
   const int64_t vectors = (a.head_dim + kLanes - 1) / kLanes;
   const auto* keys = static_cast<const char*>(a.keys);
@@ -109,13 +113,16 @@ void attend_of(const Attention& a) {
     for (int64_t i = 0; i < a.head_dim; ++i) q[h][i] *= a.scale;
   }
   for (int64_t t = 0; t < a.length; ++t) {
-    load_row<dtype>(keys + t * a.key_stride * kItem, a.head_dim, row);
-    for (int64_t h = 0; h < a.heads; ++h) a.scores[h * a.length + t] = dot_of(q[h], row, vectors);
+    load_row<dtype>(keys + t * a.key_stride * kItem, a.head_dim, rows[0]);
+    for (int64_t h = 0; h < a.heads; ++h) a.scores[h * a.length + t] = dot_of(q[h], rows[0], vectors);
   }
   for (int64_t h = 0; h < a.heads; ++h) totals[h] = softmax_numerators(a.scores + h * a.length, a.length);
-  for (int64_t t = 0; t < a.length; ++t) {
-    load_row<dtype>(values + t * a.value_stride * kItem, a.head_dim, row);
-    for (int64_t h = 0; h < a.heads; ++h) add_row(a.scores[h * a.length + t], row, vectors, sums[h]);
+  for (int64_t first = 0; first < a.length; first += kRowsAtOnce) {
+    const int64_t count = a.length - first < kRowsAtOnce ? a.length - first : kRowsAtOnce;
+    for (int64_t t = 0; t < count; ++t) {
+      load_row<dtype>(values + (first + t) * a.value_stride * kItem, a.head_dim, rows[t]);
+    }
+    for (int64_t h = 0; h < a.heads; ++h) add_rows(a.scores + h * a.length + first, rows, count, vectors, sums[h]);
   }
   for (int64_t h = 0; h < a.heads; ++h) {
     for (int64_t i = 0; i < a.head_dim; ++i) store<dtype>(a.y, h * a.head_dim + i, sums[h][i] / totals[h]);
