@@ -82,7 +82,7 @@ class _Incoming:
 def _place(
     model: BitTransformerModel,
     name: str,
-    incoming: "_Incoming",
+    incoming: _Incoming,
     foreign: ForeignModel,
     dtype: torch.dtype,
     deploy: bool,
@@ -100,7 +100,7 @@ def _place(
             raise ArgumentError("deploy", False, "True: the checkpoint has packed weights, which cannot be trained")
         packed, config = tensor.pack(layer.quant_config)
     elif layer is not None and deploy:
-        packed, config = _packed(tensor, incoming, layer.quant_config, foreign.floats)
+        packed, config = _packed(incoming, tensor, layer.quant_config, foreign.floats)
     elif not tensor.is_floating_point():
         raise ArgumentError("the tensor", tensor.dtype, "in floating point")
     else:
@@ -113,9 +113,9 @@ def _place(
 
 
 def _packed(
-    weight: Tensor, incoming: "_Incoming", config: BitQuantConfig, floats: str
+    incoming: _Incoming, weight: Tensor, config: BitQuantConfig, floats: str
 ) -> tuple[PackedWeight, BitQuantConfig]:
-    """The floating-point weight of a layer, quantized or found ternary, and `config` with its granularity."""
+    """What is read in floating point, quantized or found ternary, and `config` with its granularity."""
     if config.weight_dtype != "ternary":
         packed = torch.empty(weight.shape[0], packed_columns(weight.shape[1], config.packed_format), dtype=torch.uint8)
         scales = []

@@ -242,6 +242,39 @@ bool check_outputs(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
   return true;
 }
 
+float rounded(float value, Dtype dtype) {
+  char bytes[4];
+  put(bytes, dtype, 0, value);
+  return get(bytes, dtype, 0);
+}
+
+// square, normalize and rotate: one operation after the other, so every bit is known.
+bool check_elementwise(const cpu::Kernel& kernel, Dtype dtype) {
+  const int64_t n = 2 * between(1, 150), half = n / 2;
+  const auto bytes = static_cast<size_t>(n * item_size(dtype));
+  Guarded x(bytes), cos(bytes), sin(bytes), y(bytes), squares(static_cast<size_t>(4 * n));
+  for (Guarded* buffer : {&x, &cos, &sin}) {
+    for (int64_t i = 0; i < n; ++i) put(buffer->as<char>(), dtype, i, static_cast<float>(between(-999, 999)) / 333.0f);
+  }
+  const auto at = [&](Guarded& buffer, int64_t i) { return get(buffer.as<char>(), dtype, i); };
+  kernel.square(x.as<char>(), n, squares.as<float>(), dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    if (squares.as<float>()[i] != at(x, i) * at(x, i)) return false;
+  }
+  const float factor = static_cast<float>(between(1, 1000)) / 77.0f;
+  kernel.normalize(x.as<char>(), cos.as<char>(), n, factor, y.as<char>(), dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    const float scaled = at(x, i) * factor;
+    if (at(y, i) != rounded(scaled * at(cos, i), dtype)) return false;
+  }
+  kernel.rotate(x.as<char>(), cos.as<char>(), sin.as<char>(), n, y.as<char>(), dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    const float own = rounded(at(x, i) * at(cos, i), dtype), other = at(x, (i + half) % n) * at(sin, i);
+    if (at(y, i) != rounded(own + other, dtype)) return false;
+  }
+  return true;
+}
+
 // Everything ends at a guard page; the definition sums in double.
 bool check_attend(const cpu::Kernel& kernel, Dtype dtype) {
   const int64_t heads = between(1, cpu::kMaxHeads), dim = between(1, cpu::kMaxHeadDim), length = between(1, 90);
@@ -344,6 +377,7 @@ bool check(const cpu::Kernel& kernel) {
                          : !check_base3_to_2bit(kernel, sizes.bytes)      ? "base3_to_2bit"
                          : !check_outputs(kernel, dtype, between(1, 40))  ? "scale_sums or write"
                          : !check_linear(kernel, dtype)                   ? "a whole call"
+                         : !check_elementwise(kernel, dtype)              ? "square, normalize or rotate"
                          : trial % 8 == 0 && !check_attend(kernel, dtype) ? "attend"
                                                                           : nullptr;
     if (failed != nullptr) {
