@@ -1,6 +1,7 @@
 # make demo    train, deploy and measure an MLP on handwritten digits
 # make test    run the tests
 # make bench   measure the layers against PyTorch's
+# make bench-decoder   measure a language model of 2 billion weights against transformers' in bfloat16
 # make check   lint and types
 # make test-core, test-neon    the kernels' own C++ test: here with sanitizers; for Arm under qemu
 # make test-triton    run the Triton kernels on the CPU, by Triton's interpreter
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-core test-neon test-triton test-gpu compile-cuda bench check lint types clean
+.PHONY: demo test test-core test-neon test-triton test-gpu compile-cuda bench bench-decoder check lint types clean
 
 demo: .venv/ready
 	$(BIN)/python examples/mnist_mlp.py --compare --seeds 5
@@ -46,6 +47,9 @@ compile-cuda: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_linear.py
+
+bench-decoder: .venv/ready
+	$(BIN)/python benchmarks/bench_decoder.py
 
 check: lint types
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import build_extensions as build
 
-FORMATS = ("2bit", "base3", "int4")
+FORMATS = ("2bit", "base3", "int4", "int8")
 WEIGHTS_PER_BYTE = (4, 5, 2)
 VECTORS = (1, 4)
 SIZES = (1920, 3840)  # bytes of a row: whole steps and blocks of every kernel

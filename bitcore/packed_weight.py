@@ -15,6 +15,7 @@ from bitcore.packing import (
     pack_int4,
     pack_int8,
     pack_ternary,
+    packed_columns,
     unpack_int4,
     unpack_int8,
 )
@@ -39,11 +40,27 @@ class PackedWeight(NamedTuple):
         Raises:
             QuantizationError: a weight is NaN or infinite, or so large that its scale is.
         """
+        if weight.is_meta and weight.dim() == 2 and weight.is_floating_point():
+            return cls._of_shape(weight.shape[0], weight.shape[1], config)
         with torch.no_grad():
             check_finite("weight", weight)
             quantized = quantizer_for(config).quantize_weight(weight.detach())
             check_finite("weight_scale", quantized.scale)
             return cls.from_quantized(quantized, config)
+
+    @classmethod
+    def _of_shape(cls, out_features: int, in_features: int, config: BitQuantConfig) -> Self:
+        """What `from_float` gives for a weight on the meta device, without the many steps of getting there."""
+        shape = [1] if config.weight_granularity == "per_tensor" else [max(out_features, 1)]
+        if config.weight_granularity == "per_group":
+            shape.append(-(-in_features // config.group_size))
+        columns = packed_columns(in_features, config.packed_format)
+        return cls(
+            torch.empty(out_features, columns, dtype=torch.uint8, device="meta"),
+            torch.empty(shape, dtype=torch.float32, device="meta"),
+            torch.empty(shape, dtype=torch.int8, device="meta") if config.weight_quantizer == "minmax" else None,
+            in_features,
+        )
 
     @classmethod
     def from_quantized(cls, weight: QuantizedWeight, config: BitQuantConfig) -> Self:

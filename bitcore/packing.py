@@ -24,6 +24,8 @@ along K, and fills the last byte of a row with zero weights.
     int8    1 weight a byte, q + 128.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -102,18 +104,18 @@ def check_packed_ternary(packed: Tensor, in_features: int, storage_format: Stora
     """Raises what `unpack_ternary` raises, without unpacking."""
     _check_format(storage_format)
     _check_packed(packed, in_features, storage_format)
-    if storage_format == "2bit":
-        bad = (packed & packed >> 1 & 0x55) != 0
-        what = "a code of 3"
-    else:
-        bad = ~_IS_BASE3_BYTE.to(packed.device)[packed.int()]
-        what = "a byte that stands for no five weights"
-    if can_look_at(packed) and bool(bad.any()):
-        row, column = (int(index) for index in bad.nonzero()[0])
-        value = int(packed[row, column])
-        raise QuantizationError(
-            "packed", f"{value} at [{row}, {column}], {what}", f"ternary weights in {storage_format}"
-        )
+    if not can_look_at(packed) or is_packed_ternary(packed, storage_format):
+        return
+    bad = ~_IS_2BIT_BYTE if storage_format == "2bit" else ~_IS_BASE3_BYTE
+    row, column = (int(index) for index in bad.to(packed.device)[packed.int()].nonzero()[0])
+    what = "a code of 3" if storage_format == "2bit" else "a byte that stands for no five weights"
+    was = f"{int(packed[row, column])} at [{row}, {column}], {what}"
+    raise QuantizationError("packed", was, f"ternary weights in {storage_format}")
+
+
+def is_packed_ternary(packed: Tensor, storage_format: StorageFormat) -> bool:
+    """Whether every byte of `packed` uint8 stands for ternary weights."""
+    return all(_all_ternary(part, storage_format) for part in _parts(packed))
 
 
 def pack_int4(w_int4: Tensor) -> Tensor:
@@ -211,6 +213,23 @@ def _check_format(storage_format: str) -> None:
         raise ArgumentError("storage_format", repr(storage_format), "'2bit' or 'base3'")
 
 
+def _parts(packed: Tensor) -> Iterator[Tensor]:
+    """The bytes of `packed` in parts that stay in a core's cache; int64 where they can be read as that."""
+    flat = packed.reshape(-1)
+    size = _PART_BYTES if packed.is_cpu else max(flat.numel(), 8)  # a GPU is asked once
+    aligned = flat.numel() // 8 * 8 if flat.data_ptr() % 8 == 0 and flat.storage_offset() % 8 == 0 else 0
+    if aligned > 0:
+        yield from torch.split(flat[:aligned].view(torch.int64), size // 8)
+    yield from torch.split(flat[aligned:], size)
+
+
+def _all_ternary(part: Tensor, storage_format: str) -> bool:
+    if storage_format == "2bit":
+        low_bits = 0x5555555555555555 if part.dtype == torch.int64 else 0x55
+        return not bool((part & part >> 1 & low_bits).any())
+    return bool(_IS_BASE3_BYTE.to(part.device)[part.view(torch.uint8).int()].all())
+
+
 def _check_packed(packed: Tensor, in_features: int, storage_format: str) -> None:
     if packed.dtype != torch.uint8:
         raise DtypeError("packed", packed.dtype, "torch.uint8")
@@ -220,5 +239,7 @@ def _check_packed(packed: Tensor, in_features: int, storage_format: str) -> None
         raise ShapeError("packed", f"of shape {list(packed.shape)}", expected)
 
 
+_PART_BYTES = 1 << 18
 _BYTE_OF_VALUE = ((256 * torch.arange(243, device="cpu") + 242) // 243).to(torch.uint8)
 _IS_BASE3_BYTE = torch.zeros(256, dtype=torch.bool, device="cpu").index_fill_(0, _BYTE_OF_VALUE.long(), True)
+_IS_2BIT_BYTE = torch.tensor([byte & byte >> 1 & 0x55 == 0 for byte in range(256)], device="cpu")

@@ -8,9 +8,12 @@ from torch.nn import functional as F
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
-from bitlayers.key_value_cache import AttentionCache
+from bitcore.ops.attention import attend_next_position, attend_one_position, serves_next_position, serves_one_position
+from bitlayers.key_value_cache import AttentionCache, KeyValueCache
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
+from bitlayers.rms_norm import rms_norm
+from bitlayers.rotary import HalfRotary
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -105,9 +108,14 @@ class BitAttention(nn.Module):
         """
         if x.dim() != 3:
             raise ShapeError("x", f"of shape {list(x.shape)}", f"[batch, length, {self.q_proj.in_features}]")
+        q, k, v = linear_group((self.q_proj, self.k_proj, self.v_proj), x)
+        if attention_mask is None and isinstance(rotary, HalfRotary) and type(cache) is KeyValueCache:
+            if self._is_step(q, rotary, cache):
+                y = attend_next_position(q, k, v, rotary.cos, rotary.sin, cache.keys, cache.values, cache.length)
+                cache.length += 1
+                return self._output(y.reshape(q.shape))
         q, k, v = (
-            y.reshape(*y.shape[:2], y.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
-            for y in linear_group((self.q_proj, self.k_proj, self.v_proj), x)
+            y.reshape(*y.shape[:2], y.shape[2] // self.head_dim, self.head_dim).transpose(1, 2) for y in (q, k, v)
         )
         if attention_mask is not None and attention_mask.dtype not in (torch.bool, q.dtype):
             raise DtypeError("attention_mask", attention_mask.dtype, f"torch.bool or {q.dtype}, the queries' dtype")
@@ -122,20 +130,40 @@ class BitAttention(nn.Module):
             mask = allowed
         else:
             mask = self._causal_mask(q, k, past, attention_mask) if self.causal else attention_mask
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and mask is None and q.shape[2] > 1,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
-        y = y.transpose(1, 2).flatten(2)
+        return self._output(self._attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def _output(self, y: Tensor) -> Tensor:
         if self.attn_sub_norm is not None:
-            y = self.attn_sub_norm(y)
+            y = rms_norm(self.attn_sub_norm, y)
         output: Tensor = self.o_proj(y)
         return output
+
+    def _is_step(self, q: Tensor, rotary: HalfRotary, cache: KeyValueCache) -> bool:
+        """Whether one operator can turn, cache and attend: decoding on a CPU."""
+        return (
+            q.shape[1] == 1
+            and rotary.cos.shape == (1, self.head_dim)
+            and (self.dropout == 0 or not self.training)
+            and not torch.compiler.is_compiling()
+            and serves_next_position(q, rotary.cos, cache.keys)
+            and cache.length < cache.max_length
+            and cache.keys.shape[:2] == (q.shape[0], self.num_kv_heads)
+            and cache.keys.shape[3] == self.head_dim
+        )
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of queries [batch, num_heads, length, head_dim] to the keys, all or those that `mask` lets them."""
+        dropout = self.dropout if self.training else 0.0
+        if mask is None and dropout == 0 and serves_one_position(q, k, v):
+            return attend_one_position(q, k, v)
+        shape, grouped = q.shape, self.num_kv_heads != self.num_heads
+        is_causal = self.causal and mask is None and shape[2] > 1
+        if grouped and shape[2] == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1):
+            # To a key, the heads of its group are as good as positions of one head. PyTorch's grouped attention of one
+            # position in bfloat16 takes 8 times as long on a CPU.
+            q, grouped = q.reshape(shape[0], self.num_kv_heads, -1, shape[3]), False
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=grouped)
+        return y.reshape(shape)
 
     def _causal_mask(self, q: Tensor, k: Tensor, past: int | Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """The mask that lets query i, at position past + i, attend to keys 0..past + i; None where SDPA needs none."""

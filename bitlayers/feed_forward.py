@@ -12,6 +12,7 @@ from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, PrecisionWarning
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
+from bitlayers.rms_norm import rms_norm
 
 Activation = Literal["silu", "relu2", "gelu"]
 
@@ -88,7 +89,7 @@ class BitFeedForward(nn.Module):
             gate, up = linear_group((self.gate_proj, self.up_proj), x)
             y = activation(gate) * up
         if self.ffn_sub_norm is not None:
-            y = self.ffn_sub_norm(y)
+            y = rms_norm(self.ffn_sub_norm, y)
         output: Tensor = self.down_proj(y)
         return output
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 from typing_extensions import Self
@@ -20,6 +19,7 @@ from bitmodels.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
+from bitmodels.meta_device import on_meta_device
 
 
 class BitModelConfig(BaseModel):
@@ -90,7 +90,7 @@ class BitModelBase(nn.Module):
             config = cls.config_class.model_validate(checkpoint.config)
         except ConfigError as error:
             raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
-        with torch.device("meta"):  # a config can ask for any size; only what the file holds is ever allocated
+        with on_meta_device():  # a config can ask for any size; only what the file holds is ever allocated
             model = cls(config, checkpoint.quant_config).eval()
             if checkpoint.deployed:
                 model.deploy()

@@ -9,6 +9,7 @@ from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ShapeError
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward
 from bitlayers.key_value_cache import AttentionCache
+from bitlayers.rms_norm import rms_norm
 from bitmodels.rope import rotary_at
 from bitmodels.transformer_cache import TransformerCache
 from bitmodels.transformer_config import BitTransformerConfig
@@ -98,10 +99,9 @@ class BitDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, BitDecoderLayer)
             cache = None if caches is None else caches[index]
-            x = x + layer.self_attn(layer.input_layernorm(x), rotary, mask, cache)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        hidden: Tensor = self.norm(x)
-        return hidden
+            x = x + layer.self_attn(rms_norm(layer.input_layernorm, x), rotary, mask, cache)
+            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
+        return rms_norm(self.norm, x)
 
     def _mask(self, attention_mask: Tensor | None, past: int, total: int, device: torch.device) -> Tensor | None:
         """What the causal mask of attention does not say: padding, and the end of a sliding window."""

@@ -4,6 +4,7 @@ The model is built without memory, its names and shapes are compared with the fi
 packed or cast, and put in its place. What is in memory is the packed model and one tensor.
 """
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
+from bitcore.packing import packed_columns
 from bitlayers import BitLayer
 from bitmodels.adapters import ForeignModel, adapt
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
+from bitmodels.meta_device import on_meta_device
 from bitmodels.progress import tracked
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
 
-PART_ROWS = 4096  # of a table that is quantized: its float32 copy stays small
+PART_ROWS = 4096  # of a table, read together
+QUANTIZED_ROWS = 256  # quantized together: their float32 copy stays in a core's cache
 
 
 def load_foreign(
@@ -49,7 +53,7 @@ def load_foreign(
         raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
     if head_dtype is not None:
         config = BitTransformerConfig.model_validate({**config.model_dump(), "head_dtype": head_dtype})
-    with torch.device("meta"):
+    with on_meta_device():
         model = BitTransformerModel(config, foreign.quant_config if quant_config is None else quant_config).eval()
     foreign_names = {name: foreign.foreign_name(name) for name in model.state_dict()}
     ignored = [name for name in checkpoint.entries if any(fnmatchcase(name, glob) for glob in foreign.ignored)]
@@ -58,21 +62,34 @@ def load_foreign(
     target = foreign.dtype if dtype is None else dtype
     for name, foreign_name in tracked(foreign_names.items(), "reading"):
         try:
-            _place(model, name, checkpoint.read(foreign_name), foreign, target, deploy)
+            _place(model, name, _Incoming(checkpoint, foreign_name), foreign, target, deploy)
         except ArgumentError as error:
             raise CheckpointError(f"{checkpoint.path}: {foreign_name}: {error}") from error
     return model
 
 
+class _Incoming:
+    """A tensor of a checkpoint, and its rows part by part."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self.checkpoint, self.name = checkpoint, name
+        self.tensor = checkpoint.read(name)
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        assert isinstance(self.tensor, Tensor)
+        return self.checkpoint.parts(self.name, self.tensor, PART_ROWS)
+
+
 def _place(
     model: BitTransformerModel,
     name: str,
-    tensor: Tensor | EncodedWeight,
+    incoming: _Incoming,
     foreign: ForeignModel,
     dtype: torch.dtype,
     deploy: bool,
 ) -> None:
-    """Makes `tensor` the tensor `name` of `model`."""
+    """Makes what is read the tensor `name` of `model`."""
+    tensor = incoming.tensor
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
     layer = module if isinstance(module, BitLayer) and leaf == "weight" else None
@@ -84,22 +101,30 @@ def _place(
             raise ArgumentError("deploy", False, "True: the checkpoint has packed weights, which cannot be trained")
         packed, config = tensor.pack(layer.quant_config)
     elif layer is not None and deploy:
-        packed, config = _packed(tensor, layer.quant_config, foreign.floats)
+        packed, config = _packed(incoming, tensor, layer.quant_config, foreign.floats)
     elif not tensor.is_floating_point():
         raise ArgumentError("the tensor", tensor.dtype, "in floating point")
     else:
-        values = tensor if order is None else tensor[order]
-        setattr(module, leaf, nn.Parameter(values.to(dtype, copy=True)))
+        values = torch.empty(tensor.shape, dtype=dtype)
+        for rows, part in incoming.parts():
+            values[rows] = part
+        setattr(module, leaf, nn.Parameter(values if order is None else values[order]))
         return
     layer.deploy_packed(packed if order is None else _reordered(packed, order), config)
 
 
-def _packed(weight: Tensor, config: BitQuantConfig, floats: str) -> tuple[PackedWeight, BitQuantConfig]:
-    """The floating-point weight of a layer, quantized or found ternary, and `config` with its granularity."""
+def _packed(
+    incoming: _Incoming, weight: Tensor, config: BitQuantConfig, floats: str
+) -> tuple[PackedWeight, BitQuantConfig]:
+    """What is read in floating point, quantized or found ternary, and `config` with its granularity."""
     if config.weight_dtype != "ternary":
-        parts = [PackedWeight.from_float(part, config) for part in torch.split(weight, PART_ROWS)]
-        packed, scale = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
-        return PackedWeight(packed, scale, None, weight.shape[1]), config
+        packed = torch.empty(weight.shape[0], packed_columns(weight.shape[1], config.packed_format), dtype=torch.uint8)
+        scales = []
+        for rows, some in incoming.parts():
+            parts = [PackedWeight.from_float(part, config) for part in torch.split(some, QUANTIZED_ROWS)]
+            torch.cat([part.packed for part in parts], out=packed[rows])
+            scales += [part.scale for part in parts]
+        return PackedWeight(packed, torch.cat(scales), None, weight.shape[1]), config
     if floats == "master":
         return PackedWeight.from_float(weight, config), config
     if floats == "none":

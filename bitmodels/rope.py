@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from bitlayers.attention import Rotary
+from bitlayers.rotary import HalfRotary
 
 RopeType = Literal["default", "linear", "llama3", "yarn", "factors"]
 
@@ -109,7 +109,7 @@ class RopeConfig(BaseModel):
         return frequencies / self.factor * scaled + frequencies * (1 - scaled)
 
 
-def rotary_at(config: RopeConfig, positions: Tensor, head_dim: int, dtype: torch.dtype) -> Rotary:
+def rotary_at(config: RopeConfig, positions: Tensor, head_dim: int, dtype: torch.dtype) -> HalfRotary:
     """What BitAttention applies to queries and keys at `positions`, computed once for all layers.
 
     Args:
@@ -124,8 +124,4 @@ def rotary_at(config: RopeConfig, positions: Tensor, head_dim: int, dtype: torch
     sin = torch.cat([-sin, sin], dim=-1).to(dtype)
     if positions.dim() == 2:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
-
-    def turned(x: Tensor) -> Tensor:
-        return torch.addcmul(x * cos, x.roll(head_dim // 2, -1), sin)
-
-    return lambda q, k: (turned(q), turned(k))
+    return HalfRotary(cos, sin)

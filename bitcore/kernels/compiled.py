@@ -10,7 +10,8 @@ from bitcore.kernels.base import BitKernelBase, KernelRequest, check_linear_argu
 from bitcore.packed_weight import PackedWeight
 
 MAX_INT4_IN_FEATURES = 2**20  # int32 sums of int8 activations x int4 weights with a zero point are exact up to here
-STORAGE_FORMATS = ("2bit", "base3", "int4")  # as the operators number them
+MAX_INT8_IN_FEATURES = 2**16  # the same of int8 weights
+STORAGE_FORMATS = ("2bit", "base3", "int4", "int8")  # as the operators number them
 
 
 class CompiledKernel(BitKernelBase):
@@ -34,10 +35,11 @@ class CompiledKernel(BitKernelBase):
     def unsupported_reason(cls, request: KernelRequest) -> str | None:
         config = request.config
         reasons = [super().unsupported_reason(request)]
-        if config.weight_granularity == "per_group" and config.packed_format in STORAGE_FORMATS:
+        if config.weight_granularity == "per_group" and config.weight_dtype in (cls.weight_dtypes or ()):
             reasons.append(cls._group_reason(config.packed_format, config.group_size))
-        if config.weight_dtype == "int4" and (request.in_features or 0) > MAX_INT4_IN_FEATURES:
-            reasons.append(f"in_features is {request.in_features}, int32 sums hold {MAX_INT4_IN_FEATURES} of int4")
+        most = {"int4": MAX_INT4_IN_FEATURES, "int8": MAX_INT8_IN_FEATURES}.get(config.weight_dtype)
+        if most is not None and (request.in_features or 0) > most:
+            reasons.append(f"in_features is {request.in_features}, int32 sums hold {most} of {config.weight_dtype}")
         return "; ".join(reason for reason in reasons if reason) or None
 
     @classmethod

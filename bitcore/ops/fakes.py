@@ -64,7 +64,27 @@ def quantize_tokens(x: Tensor, per_tensor: bool, kernel: int) -> tuple[Tensor, T
     return x.new_empty(x.shape, dtype=torch.int8), scale
 
 
+def attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Maps q [batch, heads, 1, head_dim], keys and values [batch, kv_heads, length, head_dim] to q's shape."""
+    return q.new_empty(q.shape)
+
+
+def attend_next(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, past: int
+) -> Tensor:
+    """Maps q [batch, 1, heads * head_dim] to [batch, heads, 1, head_dim]; writes into keys and values."""
+    return q.new_empty(q.shape[0], q.shape[2] // keys.shape[3], 1, keys.shape[3])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Maps x [..., n], weight [n] to x's shape."""
+    return x.new_empty(x.shape)
+
+
 if extensions.why_missing() is None:
+    torch.library.register_fake("bitlab::rms_norm", rms_norm)
+    torch.library.register_fake("bitlab::attend_one", attend_one)
+    torch.library.register_fake("bitlab::attend_next", attend_next)
     torch.library.register_fake("bitlab::packed_linear", packed_linear)
     torch.library.register_fake("bitlab::packed_linear_group", packed_linear_group)
     torch.library.register_fake("bitlab::quantize_ternary", quantize_ternary)

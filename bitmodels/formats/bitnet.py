@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from bitcore.exceptions import CheckpointError, QuantizationError, ShapeError
+from bitcore.packing import is_packed_ternary
 from bitmodels.formats.codes import codes_of_ternary, row_parts, ternary_of_codes
 from bitmodels.formats.fitting import check_fits
 from bitmodels.formats.scales import check_scale
@@ -131,6 +132,25 @@ class BitNetFormat:
                 if begin < end:
                     codes = data[part.start : part.start + end - begin] >> 2 * quarter & 3
                     yield slice(begin, end), ternary_of_codes(codes, begin)
+
+    def to_2bit(self, data: Tensor, out_features: int, in_features: int) -> Tensor | None:
+        """As RepackedFormat.to_2bit: four bytes at a time, whose codes of one quarter make one byte.
+
+        Byte j of a word has a quarter's code in two bits; multiplied with 2**24 + 2**18 + 2**12 + 2**6 it comes to lie
+        2j bits above the 24th, where no other product is.
+        """
+        rows = out_features // 4
+        if out_features % 4 != 0 or in_features % 4 != 0 or tuple(data.shape) != (rows, in_features):
+            return None
+        packed = torch.empty(4, rows, in_features // 4, dtype=torch.uint8)
+        for part in row_parts(rows, in_features):
+            some = data[part].clone()  # in a file it may lie at any byte
+            if not is_packed_ternary(some, "2bit"):  # here, too, a byte holds four codes, and 3 is none
+                return None
+            for quarter in range(4):
+                codes = (some.view(torch.int32) >> 2 * quarter).bitwise_and_(0x03030303)
+                packed[quarter, part] = codes.mul_(0x01041040).bitwise_right_shift_(24).to(torch.uint8)
+        return packed.reshape(out_features, in_features // 4)
 
     def scale(self, data: Tensor, out_features: int, in_features: int) -> Tensor:
         """As TernaryFormat.scale: 1."""

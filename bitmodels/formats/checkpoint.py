@@ -46,6 +46,15 @@ class Checkpoint(ABC):
             CheckpointError: there is no such tensor, or the file is damaged.
         """
 
+    def parts(self, name: str, tensor: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """What `read` gave for `name`, some rows at a time, so that no more of a file has to be in memory."""
+        for begin in range(0, tensor.shape[0], rows):
+            part = slice(begin, min(begin + rows, tensor.shape[0]))
+            yield part, self._rows(name, tensor, part)
+
+    def _rows(self, name: str, tensor: Tensor, part: slice) -> Tensor:
+        return tensor[part]
+
     def __iter__(self) -> Iterator[tuple[str, Tensor | EncodedWeight]]:
         for name in self.entries:
             yield name, self.read(name)

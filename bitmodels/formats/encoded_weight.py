@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ class TernaryFormat(Protocol):
 
     def scale(self, data: Tensor, out_features: int, in_features: int) -> Tensor:
         """float32 [N, groups], or [1, 1] for the whole matrix, as they are."""
+
+
+@runtime_checkable
+class RepackedFormat(Protocol):
+    """A TernaryFormat whose bytes become those of 2bit by a shorter way than over the weights."""
+
+    def to_2bit(self, data: Tensor, out_features: int, in_features: int) -> Tensor | None:
+        """What `pack_ternary` gives for all parts; None where that way cannot be gone, or a part would be refused."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,14 @@ class EncodedWeight:
         Raises:
             CheckpointError: as `decode`.
         """
-        columns = packed_columns(self.in_features, config.storage_format)
-        packed = torch.empty(self.out_features, columns, dtype=torch.uint8)
-        for rows, part in self._parts():
-            packed[rows] = pack_ternary(part, config.storage_format)
+        packed = None
+        if config.storage_format == "2bit" and isinstance(self.format, RepackedFormat):
+            packed = self.format.to_2bit(self.data, self.out_features, self.in_features)
+        if packed is None:
+            columns = packed_columns(self.in_features, config.storage_format)
+            packed = torch.empty(self.out_features, columns, dtype=torch.uint8)
+            for rows, part in self._parts():
+                packed[rows] = pack_ternary(part, config.storage_format)
         scale = self._scale()
         return PackedWeight(packed, scale, None, self.in_features), config_for(scale, self.in_features, config)
 

@@ -61,6 +61,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             return tensor.float() * self._scale(weight)
         return tensor
 
+    def _rows(self, name: str, tensor: Tensor, part: slice) -> Tensor:
+        # Of a mapped tensor all that was touched stays in memory until it is dropped, so each part is mapped anew.
+        return self._files.read_rows(name, part.start, part.stop) if tensor.dim() == 2 else tensor[part]
+
     @property
     def _bitnet(self) -> BitNetQuantization:
         assert self.quantization is not None

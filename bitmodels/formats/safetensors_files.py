@@ -60,6 +60,12 @@ class SafetensorsFiles:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Rows of the tensor `name`, mapped by themselves."""
+        with _opened(self._file_of[name]) as file:
+            rows: Tensor = file.get_slice(name)[begin:end]
+            return rows
+
     def _add_indexed(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from bitcore.exceptions import ArgumentError, DtypeError, QuantizationError, ShapeError
 from bitcore.packing import (
+    check_packed_ternary,
     pack_int4,
     pack_int8,
     pack_ternary,
@@ -92,6 +93,23 @@ def test_code_3_is_refused_with_its_place() -> None:
         QuantizationError, match=r"packed is \d+ at \[1, 2\], a code of 3, expected ternary weights in 2bit"
     ):
         unpack_ternary(packed, 16)
+
+
+@pytest.mark.parametrize("storage_format", ["2bit", "base3"])
+@pytest.mark.parametrize(
+    ("rows", "columns", "offset"), [(1, 1, 0), (3, 13, 0), (5, 16, 3), (700, 1001, 1), (1024, 512, 0)]
+)
+def test_one_damaged_byte_is_found_wherever_it_is(storage_format: str, rows: int, columns: int, offset: int) -> None:
+    good, bad = (0b10010010, 0b10110010) if storage_format == "2bit" else (128, 20)
+    packed = torch.full((rows * columns + offset,), good, dtype=torch.uint8)[offset:].view(rows, columns)
+    in_features = columns * (4 if storage_format == "2bit" else 5)
+    check_packed_ternary(packed, in_features, storage_format)
+    for place in {0, rows * columns - 1, int(torch.randint(rows * columns, ()))}:
+        row, column = divmod(place, columns)
+        packed[row, column] = bad
+        with pytest.raises(QuantizationError, match=rf"packed is {bad} at \[{row}, {column}\]"):
+            check_packed_ternary(packed, in_features, storage_format)
+        packed[row, column] = good
 
 
 def test_every_byte_of_base3_is_decoded_or_refused() -> None:

@@ -111,12 +111,15 @@ bool check_quantize(const cpu::Kernel& kernel, const Sizes& sizes, Dtype dtype) 
 int code_at(cpu::Format format, uint8_t byte, int place) {
   if (format == cpu::Format::k2Bit) return byte >> 2 * place & 3;
   if (format == cpu::Format::kInt4) return byte >> 4 * place & 15;
+  if (format == cpu::Format::kInt8) return byte;
   for (int i = 0; i < place; ++i) byte = static_cast<uint8_t>(3 * byte);
   return 3 * byte >> 8;
 }
 
 uint8_t random_byte(cpu::Format format, bool highest) {
-  if (format == cpu::Format::kInt4) return static_cast<uint8_t>(highest ? 255 : between(0, 255));
+  if (format == cpu::Format::kInt4 || format == cpu::Format::kInt8) {
+    return static_cast<uint8_t>(highest ? 255 : between(0, 1) * between(0, 255));
+  }
   if (format == cpu::Format::kBase3) return static_cast<uint8_t>((256 * (highest ? 242 : between(0, 242)) + 242) / 243);
   int byte = 0;
   for (int j = 0; j < 4; ++j) byte |= static_cast<int>(highest ? 2 : between(0, 2)) << 2 * j;
@@ -139,6 +142,7 @@ bool check_matmul(const cpu::Kernel& kernel, const Sizes& sizes, int64_t m, int6
     x_q.as<int8_t>()[i] = static_cast<int8_t>(value);
   }
   const bool highest = between(0, 1) == 1;
+  const int made_signed = sizes.format == cpu::Format::kInt8 ? 128 - kernel.int8_zero : 0;
   for (int64_t i = 0; i < (n - 1) * row_stride + sizes.bytes; ++i) {
     w.as<uint8_t>()[i] = random_byte(sizes.format, highest);
   }
@@ -157,7 +161,7 @@ bool check_matmul(const cpu::Kernel& kernel, const Sizes& sizes, int64_t m, int6
       int64_t expected = 0;
       for (int64_t i = 0; i < sizes.bytes; ++i) {
         for (int j = 0; j < sizes.planes; ++j) {
-          expected += code_at(sizes.format, w.as<uint8_t>()[row * row_stride + i], j) *
+          expected += (code_at(sizes.format, w.as<uint8_t>()[row * row_stride + i], j) - made_signed) *
                       x_q.as<int8_t>()[v * sizes.vector_bytes + j * sizes.plane + i];
         }
       }
@@ -238,9 +242,92 @@ bool check_outputs(const cpu::Kernel& kernel, Dtype dtype, int64_t n) {
   return true;
 }
 
+float rounded(float value, Dtype dtype) {
+  char bytes[4];
+  put(bytes, dtype, 0, value);
+  return get(bytes, dtype, 0);
+}
+
+// square, normalize and rotate: one operation after the other, so every bit is known.
+bool check_elementwise(const cpu::Kernel& kernel, Dtype dtype) {
+  const int64_t n = 2 * between(1, 150), half = n / 2;
+  const auto bytes = static_cast<size_t>(n * item_size(dtype));
+  Guarded x(bytes), cos(bytes), sin(bytes), y(bytes), squares(static_cast<size_t>(4 * n));
+  for (Guarded* buffer : {&x, &cos, &sin}) {
+    for (int64_t i = 0; i < n; ++i) put(buffer->as<char>(), dtype, i, static_cast<float>(between(-999, 999)) / 333.0f);
+  }
+  const auto at = [&](Guarded& buffer, int64_t i) { return get(buffer.as<char>(), dtype, i); };
+  kernel.square(x.as<char>(), n, squares.as<float>(), dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    if (squares.as<float>()[i] != at(x, i) * at(x, i)) return false;
+  }
+  const float factor = static_cast<float>(between(1, 1000)) / 77.0f;
+  kernel.normalize(x.as<char>(), cos.as<char>(), n, factor, y.as<char>(), dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    const float scaled = at(x, i) * factor;
+    if (at(y, i) != rounded(scaled * at(cos, i), dtype)) return false;
+  }
+  kernel.rotate(x.as<char>(), cos.as<char>(), sin.as<char>(), n, y.as<char>(), dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    const float own = rounded(at(x, i) * at(cos, i), dtype), other = at(x, (i + half) % n) * at(sin, i);
+    if (at(y, i) != rounded(own + other, dtype)) return false;
+  }
+  return true;
+}
+
+// Everything ends at a guard page; the definition sums in double.
+bool check_attend(const cpu::Kernel& kernel, Dtype dtype) {
+  const int64_t heads = between(1, cpu::kMaxHeads), dim = between(1, cpu::kMaxHeadDim), length = between(1, 90);
+  const int64_t strides[] = {dim + between(0, 3), dim + between(0, 3), dim + between(0, 3)};  // of q, keys, values
+  const int64_t rows[] = {heads, length, length};
+  std::vector<std::unique_ptr<Guarded>> inputs;
+  for (int i = 0; i < 3; ++i) {
+    const int64_t count = (rows[i] - 1) * strides[i] + dim;
+    inputs.push_back(std::make_unique<Guarded>(static_cast<size_t>(count * item_size(dtype))));
+    for (int64_t j = 0; j < count; ++j) {
+      put(inputs.back()->as<char>(), dtype, j, static_cast<float>(between(-1000, 1000)) / 300.0f);
+    }
+  }
+  const auto value = [&](int i, int64_t row, int64_t at) -> double {
+    return get(inputs[static_cast<size_t>(i)]->as<char>(), dtype, row * strides[i] + at);
+  };
+  Guarded scores(static_cast<size_t>(heads * length) * 4), y(static_cast<size_t>(heads * dim * item_size(dtype)));
+  const float scale = static_cast<float>(between(0, 100)) / 400.0f;
+  kernel.attend({.q = inputs[0]->as<char>(),
+                 .keys = inputs[1]->as<char>(),
+                 .values = inputs[2]->as<char>(),
+                 .heads = heads,
+                 .head_dim = dim,
+                 .length = length,
+                 .q_stride = strides[0],
+                 .key_stride = strides[1],
+                 .value_stride = strides[2],
+                 .scale = scale,
+                 .scores = scores.as<float>(),
+                 .y = y.as<char>()},
+                dtype);
+  const double rounding = dtype == Dtype::kFloat32 ? 1e-5 : dtype == Dtype::kBFloat16 ? 1.0 / 128 : 1.0 / 1024;
+  for (int64_t h = 0; h < heads; ++h) {
+    std::vector<double> weights(static_cast<size_t>(length), 0.0);
+    double largest = -1e300, total = 0.0;
+    for (size_t t = 0; t < weights.size(); ++t) {
+      for (int64_t i = 0; i < dim; ++i) weights[t] += scale * value(0, h, i) * value(1, static_cast<int64_t>(t), i);
+      largest = std::max(largest, weights[t]);
+    }
+    for (double& weight : weights) total += weight = std::exp(weight - largest);
+    for (int64_t i = 0; i < dim; ++i) {
+      double expected = 0.0;
+      for (size_t t = 0; t < weights.size(); ++t) expected += weights[t] / total * value(2, static_cast<int64_t>(t), i);
+      const double error = std::abs(get(y.as<char>(), dtype, h * dim + i) - expected);
+      if (!(error <= rounding * (std::abs(expected) + 0.1) + 1e-4)) return false;
+    }
+  }
+  return true;
+}
+
 // Whole calls of two weights: nothing outside of their buffers is touched, and every kernel gives the bits of portable.
 bool check_linear(const cpu::Kernel& kernel, Dtype dtype) {
-  const auto format = static_cast<cpu::Format>(between(0, 2));
+  const auto format = static_cast<cpu::Format>(between(0, 3));
   const Sizes sizes{format, between(1, 900)};
   const int64_t m = between(1, 40), rows[] = {between(1, 140), between(0, 9)};
   const int64_t group_size = between(0, 2) == 0 ? sizes.planes * between(1, 40) : 0;
@@ -281,16 +368,18 @@ bool check_linear(const cpu::Kernel& kernel, Dtype dtype) {
 }
 
 bool check(const cpu::Kernel& kernel) {
-  for (int trial = 0; trial < 600; ++trial) {
-    const Sizes sizes{static_cast<cpu::Format>(trial % 3), trial % 10 == 0 ? between(2000, 9000) : between(1, 700)};
+  for (int trial = 0; trial < 800; ++trial) {
+    const Sizes sizes{static_cast<cpu::Format>(trial % 4), trial % 10 == 0 ? between(2000, 9000) : between(1, 700)};
     const auto dtype = static_cast<Dtype>(between(0, 2));
     const int64_t m = between(1, 9), n = between(1, 21);
-    const char* failed = !check_quantize(kernel, sizes, dtype)           ? "quantize"
-                         : !check_matmul(kernel, sizes, m, n)            ? "matmul"
-                         : !check_base3_to_2bit(kernel, sizes.bytes)     ? "base3_to_2bit"
-                         : !check_outputs(kernel, dtype, between(1, 40)) ? "scale_sums or write"
-                         : !check_linear(kernel, dtype)                  ? "a whole call"
-                                                                         : nullptr;
+    const char* failed = !check_quantize(kernel, sizes, dtype)            ? "quantize"
+                         : !check_matmul(kernel, sizes, m, n)             ? "matmul"
+                         : !check_base3_to_2bit(kernel, sizes.bytes)      ? "base3_to_2bit"
+                         : !check_outputs(kernel, dtype, between(1, 40))  ? "scale_sums or write"
+                         : !check_linear(kernel, dtype)                   ? "a whole call"
+                         : !check_elementwise(kernel, dtype)              ? "square, normalize or rotate"
+                         : trial % 8 == 0 && !check_attend(kernel, dtype) ? "attend"
+                                                                          : nullptr;
     if (failed != nullptr) {
       std::printf("%s: %s is wrong at m %ld, n %ld, k %ld, format %d, dtype %d\n", kernel.name, failed,
                   static_cast<long>(m), static_cast<long>(n), static_cast<long>(sizes.k),

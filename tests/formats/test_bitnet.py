@@ -8,8 +8,9 @@ from ternary_samples import decoded, packed, random_ternary
 from torch import Tensor
 from transformers.integrations import bitnet as theirs
 
-from bitcore import CheckpointError
+from bitcore import BitQuantConfig, CheckpointError
 from bitcore.exceptions import ArgumentError, ConfigError, QuantizationError, ShapeError
+from bitcore.packing import pack_ternary
 from bitcore.quantizers import dequantize
 from bitmodels.formats import BitNetQuantization, EncodedWeight, bitnet_layer
 from bitmodels.formats.bitnet import BITNET, BITNET_UNPACKED, check_orientation
@@ -102,6 +103,22 @@ def test_several_scales_are_refused() -> None:
         BitNetQuantization().scale_of_stored(torch.ones(2))
     with pytest.raises(ShapeError, match="one scale a weight"):
         BitNetQuantization().stored_of_scale(torch.ones(2))
+
+
+@pytest.mark.parametrize(("out_features", "in_features"), [(4, 4), (8, 12), (640, 2560), (12, 5), (7, 8), (400, 36)])
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_bytes_go_to_2bit_by_a_shorter_way(out_features: int, in_features: int, offset: int) -> None:
+    ternary = torch.randint(-1, 2, (out_features, in_features), dtype=torch.int8)
+    rows = -(-out_features // 4)
+    padded = torch.cat([ternary, ternary.new_zeros(4 * rows - out_features, in_features)])
+    data = torch.zeros(rows * in_features + offset, dtype=torch.uint8)[offset:].view(rows, in_features)
+    data.copy_(BITNET.encode(padded))
+    ours, _ = EncodedWeight("w", BITNET, out_features, in_features, data).pack(BitQuantConfig())
+    assert torch.equal(ours.packed, pack_ternary(ternary))
+    shorter = out_features % 4 == 0 and in_features % 4 == 0
+    assert (BITNET.to_2bit(data, out_features, in_features) is not None) == shorter
+    data[rows - 1, 3] |= 3
+    assert BITNET.to_2bit(data, out_features, in_features) is None
 
 
 def test_code_3_and_wrong_shapes_are_refused() -> None:

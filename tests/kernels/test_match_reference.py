@@ -13,10 +13,10 @@ from torch import Tensor
 from bitcore import BitQuantConfig
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.kernels.base import MAX_IN_FEATURES
-from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES
+from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES, MAX_INT8_IN_FEATURES
 from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
-from bitcore.quantizers import QuantizedWeight, dequantize, per_weight
+from bitcore.quantizers import VALUE_RANGE, QuantizedWeight, dequantize, per_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CONFIGS = [
@@ -32,6 +32,8 @@ CONFIGS = [
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_group", weight_quantizer="minmax", group_size=32),
     BitQuantConfig(weight_granularity="per_group", group_size=128),
     BitQuantConfig(storage_format="base3", weight_granularity="per_group", group_size=160),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_group", group_size=33),
 ]
 FLOAT_CONFIGS = [config.model_copy(update={"activation_dtype": "float32"}) for config in CONFIGS]
 OTHERS = sorted(name for name in KernelRegistry._kernels if name != "reference")
@@ -54,10 +56,13 @@ def serve(
 
 
 def assume_served(
-    kernel_class: type[BitKernelBase], config: BitQuantConfig, dtype: torch.dtype = torch.float32
+    kernel_class: type[BitKernelBase],
+    config: BitQuantConfig,
+    dtype: torch.dtype = torch.float32,
+    in_features: int | None = None,
 ) -> None:
     """`serve` where hypothesis draws the config: leaves out the example alone."""
-    request = KernelRequest(config, torch.get_default_device().type, dtype)
+    request = KernelRequest(config, torch.get_default_device().type, dtype, in_features)
     assume(kernel_class.unsupported_reason(request) is None)
 
 
@@ -171,9 +176,9 @@ def test_equals_reference_on_any_shape(
 
 
 @every_other_kernel
-@settings(max_examples=90)
+@settings(max_examples=120)
 @given(
-    config=st.sampled_from([CONFIGS[0], CONFIGS[3], CONFIGS[7]]),
+    config=st.sampled_from([CONFIGS[0], CONFIGS[3], CONFIGS[7], BitQuantConfig(weight_dtype="int8")]),
     activation=st.sampled_from(["lowest", "highest", "mixed"]),
     weight=st.sampled_from(["lowest", "highest", "mixed"]),
     rows=st.sampled_from([1, 4, 5]),
@@ -182,8 +187,9 @@ def test_equals_reference_on_any_shape(
 def test_extreme_values_do_not_saturate(
     kernel_class: type[BitKernelBase], config: BitQuantConfig, activation: str, weight: str, rows: int, in_features: int
 ) -> None:
+    assume_served(kernel_class, config, in_features=in_features)
     x = 3.7 * extremes(activation, -1, 1, (rows, in_features)).float()
-    values = extremes(weight, *((-1, 1) if config.weight_dtype == "ternary" else (-8, 7)), (5, in_features))
+    values = extremes(weight, *VALUE_RANGE[config.weight_dtype], (5, in_features))
     packed = PackedWeight.from_quantized(QuantizedWeight(values, torch.tensor([0.5]), None), config)
     assert_same(kernel_class(config).linear(x, packed), ReferenceKernel(config).linear(x, packed))
 
@@ -195,7 +201,7 @@ def extremes(kind: str, lowest: int, highest: int, shape: tuple[int, int]) -> Te
 
 
 @every_other_kernel
-@pytest.mark.parametrize("storage_format", ["2bit", "base3", "int4"])
+@pytest.mark.parametrize("storage_format", ["2bit", "base3", "int4", "int8"])
 def test_the_widest_layer_is_exact(kernel_class: type[BitKernelBase], storage_format: str) -> None:
     """The highest in_features with all codes and all activations extreme: the sum of codes * q reaches nearly 2**31."""
     if kernel_class.name == "triton" and torch.get_default_device().type == "cpu":
@@ -203,13 +209,17 @@ def test_the_widest_layer_is_exact(kernel_class: type[BitKernelBase], storage_fo
     if storage_format == "int4":
         config = BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax")
         in_features, highest = MAX_INT4_IN_FEATURES, 7
+    elif storage_format == "int8":
+        config = BitQuantConfig(weight_dtype="int8")
+        in_features, highest = MAX_INT8_IN_FEATURES, 127
     else:
         config = BitQuantConfig(storage_format=storage_format)
         in_features, highest = MAX_IN_FEATURES, 1
     values = torch.full((2, in_features), highest, dtype=torch.int8)
     zero_point = torch.tensor([-8], dtype=torch.int8) if storage_format == "int4" else None
     packed = PackedWeight.from_quantized(QuantizedWeight(values, torch.ones(1), zero_point), config)
-    sum_of_weights = in_features * (15 if storage_format == "int4" else 1)
+    serve(kernel_class, config)
+    sum_of_weights = in_features * (15 if storage_format == "int4" else highest)
     for value in (1.0, -1.0):
         y = kernel_class(config).linear(torch.full((1, in_features), value), packed)
         assert_same(y, torch.full((1, 2), value * 127 * sum_of_weights * (torch.tensor(1.0) / 127).item()))

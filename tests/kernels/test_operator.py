@@ -74,7 +74,7 @@ def test_opcheck_with_zero_points() -> None:
         (5, 2**23 + 1, "in_features is too"),
         (6, -1, "mode names no kernel"),
         (6, 0xFF, "mode names no kernel"),
-        (6, 3 << 8, "mode names no kernel"),
+        (6, 3 << 8, "weight_packed must be"),
         (6, 3 << 10, "mode names no kernel"),
         (6, 6 << 16, "group_size must be a multiple"),
     ],

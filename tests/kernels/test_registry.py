@@ -89,20 +89,21 @@ def test_forced_kernel_never_gives_way() -> None:
         KernelRegistry.get_kernel_for_config(UNALIGNED_GROUPS)
 
 
-def test_compiled_kernels_refuse_int4_sums_that_int32_does_not_hold() -> None:
+INT8_ROWS = BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel")
+
+
+@pytest.mark.parametrize(("config", "most"), [(BitQuantConfig.int4(), 2**20), (INT8_ROWS, 2**16)], ids=["int4", "int8"])
+def test_compiled_kernels_refuse_sums_that_int32_does_not_hold(config: BitQuantConfig, most: int) -> None:
     kernel = KernelRegistry._kernels["portable"]
-    for in_features, reason in ((2**20, None), (2**20 + 1, "in_features is 1048577, int32 sums hold 1048576 of int4")):
-        assert (
-            kernel.unsupported_reason(KernelRequest(BitQuantConfig.int4(), "cpu", torch.float32, in_features, 1))
-            == reason
-        )
+    refusal = f"in_features is {most + 1}, int32 sums hold {most} of {config.weight_dtype}"
+    for in_features, reason in ((most, None), (most + 1, refusal)):
+        assert kernel.unsupported_reason(KernelRequest(config, "cpu", torch.float32, in_features, 1)) == reason
 
 
-def test_int8_weights_are_the_references() -> None:
-    config = BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel")
-    assert KernelRegistry.get_kernel_for_config(config).name == "reference"
-    with pytest.raises(KernelNotFoundError, match="weight_dtype is int8, serves int4, ternary"):
-        KernelRegistry.get_kernel_by_name("portable", config)
+def test_int8_weights_are_for_cpu_kernels_alone() -> None:
+    for name in ("cuda", "triton"):
+        reason = KernelRegistry._kernels[name].unsupported_reason(KernelRequest(INT8_ROWS, "cuda", torch.float32, 9, 9))
+        assert reason is not None and "weight_dtype is int8, serves int4, ternary" in reason
 
 
 def test_sums_of_int8_weights_beyond_int32_are_exact() -> None:
@@ -288,12 +289,13 @@ def test_an_unfinished_kernel_is_a_row_and_never_chosen(own_registry: None) -> N
         KernelRegistry.get_kernel_by_name("unfinished", CONFIG)
 
 
-def test_int8_weights_a_group_are_refused_with_a_reason_by_all_but_the_reference() -> None:
+def test_int8_weights_a_group_are_served_by_cpu_kernels_and_the_reference_alone() -> None:
     config = BitQuantConfig(weight_dtype="int8", weight_granularity="per_group")
     for device_type in ("cpu", "cuda"):
         request = KernelRequest(config, device_type, torch.float32)
         for name, kernel in KernelRegistry._kernels.items():
-            assert (kernel.unsupported_reason(request) is None) == (name == "reference")
+            on_cpu = device_type == "cpu" and name not in ("cuda", "triton")
+            assert (kernel.unsupported_reason(request) is None) == (on_cpu or name == "reference")
 
 
 @pytest.mark.parametrize(

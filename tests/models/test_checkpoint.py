@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from bitcore import BitQuantConfig, CheckpointError
 from bitcore.exceptions import ModelNotFoundError
 from bitmodels import AutoBitModel
+from bitmodels.meta_device import on_meta_device
 from bitmodels.mlp import BitMLPConfig, BitMLPModel
 
 CONFIG = BitMLPConfig(n_layers=3, in_channels=20, hidden_dim=16, out_channels=3, full_precision_last=True)
@@ -142,3 +143,13 @@ def test_scales_of_a_number_that_no_granularity_has_are_refused(saved: Path) -> 
     save_file(tensors, saved / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"layers.0.weight_scale is of shape \[7\], expected \[1\]"):
         AutoBitModel.from_pretrained(saved)
+
+
+def test_building_on_the_meta_device_draws_nothing() -> None:
+    state = torch.get_rng_state()
+    with on_meta_device():
+        model = BitMLPModel(BitMLPConfig())
+        torch.nn.init.normal_(tensor=torch.empty(3), std=2.0)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.nn.init.normal_(torch.zeros(3)).any()

@@ -11,7 +11,7 @@ namespace bitlab::cpu {
 namespace {
 
 constexpr int64_t kChunk =
-    1280;  // values quantized before they are dealt to planes; whole 64 bytes of 2, 4 or 5 planes
+    1280;  // values quantized before they are dealt to planes; whole 64 bytes of 1, 2, 4 or 5 planes
 
 template <Dtype dtype>
 uint32_t absmax_bits_of(const void* x, int64_t k) {

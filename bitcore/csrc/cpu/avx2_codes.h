@@ -28,6 +28,7 @@ struct BitFields {
 };
 using TwoBit = BitFields<2, 2>;
 using Int4 = BitFields<4, 15>;
+using Int8 = BitFields<8, 255>;
 
 struct Base3 {
   static constexpr int kPlanes = 5, kMaxCode = 2;
@@ -66,7 +67,8 @@ INLINE void for_each_step(int64_t begin, int64_t end, const Step& step) {
 
 INLINE __m256i load_x(const int8_t* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
 
-// To L2, far ahead: L1 has too few miss buffers to hide DRAM, and hardware prefetchers stop at the ends of pages.
+// What lies 6 KiB behind `w`, to L2: L1 has too few miss buffers to hide DRAM, and hardware prefetchers stop at the
+// ends of pages.
 INLINE void prefetch(const uint8_t* w) {
   constexpr int64_t kAhead = 6144;
   _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T1);

@@ -34,6 +34,12 @@ int kernel_count() { return static_cast<int>(sizeof(kKernels) / sizeof(kKernels[
 
 const Kernel& kernel_at(int index) { return *kKernels[index]; }
 
+const Kernel& best_kernel() {
+  int index = 0;
+  while (missing_features(kernel_at(index)) != 0) ++index;  // portable, the last, needs nothing
+  return kernel_at(index);
+}
+
 uint64_t missing_features(const Kernel& kernel) { return kernel.required & ~cpu_features(); }
 
 }  // namespace bitlab::cpu

@@ -1,10 +1,10 @@
 // The table of plain functions that every CPU kernel fills in: no torch, no threads, no allocation.
 //
-// All formats are multiplied in one way. A byte holds P codes (4 in 2bit, 5 in base3, 2 in int4), so the activations
-// are laid out in P planes: value P * i + j lies at byte i of plane j. Code j of 64 weight bytes then meets 64
-// neighbouring activations, and no byte of either is ever shuffled.
+// All formats are multiplied in one way. A byte holds P codes (4 in 2bit, 5 in base3, 2 in int4, 1 in int8), so the
+// activations are laid out in P planes: value P * i + j lies at byte i of plane j. Code j of 64 weight bytes then meets
+// 64 neighbouring activations, and no byte of either is ever shuffled.
 //
-//     weights  w    [N, bytes]      uint8   bytes = ceil(K / P); codes are unsigned: weight + code_of_zero(format)
+//     weights  w    [N, bytes]      uint8   bytes = ceil(K / P); codes are unsigned: weight + code_of_zero
 //     vectors  x_q  [M, P, plane]   int8    plane = bytes padded to a multiple of 64
 //
 // A vector is a token of int8 activations, or one of the three int8 digits of a token of floating-point activations:
@@ -17,13 +17,16 @@
 namespace bitlab::cpu {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16 };
-enum class Format : int { k2Bit, kBase3, kInt4 };
+enum class Format : int { k2Bit, kBase3, kInt4, kInt8 };
 
-constexpr int weights_per_byte(Format format) { return format == Format::k2Bit ? 4 : format == Format::kBase3 ? 5 : 2; }
-constexpr int code_of_zero(Format format) { return format == Format::kInt4 ? 8 : 1; }
+constexpr int weights_per_byte(Format format) {
+  return format == Format::k2Bit ? 4 : format == Format::kBase3 ? 5 : format == Format::kInt4 ? 2 : 1;
+}
 
 // int32 holds the sum of as many products of codes and int8 activations.
-constexpr int64_t most_in_features(Format format) { return int64_t{1} << (format == Format::kInt4 ? 20 : 23); }
+constexpr int64_t most_in_features(Format format) {
+  return int64_t{1} << (format == Format::kInt8 ? 16 : format == Format::kInt4 ? 20 : 23);
+}
 
 constexpr int64_t kPlaneAlignment = 64;
 constexpr int64_t kReadAhead = 256;  // bytes behind the end of x_q that matmul may read; their values do not matter
@@ -56,9 +59,25 @@ struct Sums {
   int64_t scale_stride;  // 0 for one scale for all rows
 };
 
+// One position of some heads that share their keys and values.
+struct Attention {
+  const void* q;                    // [heads, head_dim], rows q_stride elements apart
+  const void* keys;                 // [length, head_dim], rows key_stride apart
+  const void* values;               // the same, value_stride apart
+  int64_t heads, head_dim, length;  // heads up to kMaxHeads, head_dim up to kMaxHeadDim, length 1 or more
+  int64_t q_stride, key_stride, value_stride;
+  float scale;    // of the scores
+  float* scores;  // [heads, length], overwritten
+  void* y;        // [heads, head_dim], contiguous
+};
+
+constexpr int64_t kMaxHeads = 8;
+constexpr int64_t kMaxHeadDim = 256;
+
 struct Kernel {
   const char* name;   // also the name of the Python kernel
   uint64_t required;  // bits of cpu_features.h, all needed
+  int int8_zero;      // int8 codes as matmul takes them: weight + 128 as stored, or weight + 0 where dots are signed
 
   // acc[v][n] = sum over k of code[n][k] * x_q[v][k] modulo 2**32.
   void (*matmul)(Format format, const Product& product);
@@ -85,6 +104,19 @@ struct Kernel {
   // y[i] = total[i] * factor + bias[i], rounded to dtype. bias may be null.
   void (*write)(const float* total, int64_t n, float factor, const float* bias, void* y, Dtype dtype);
 
+  // y[i] = x[i] * x[i] in float32, for x of dtype.
+  void (*square)(const void* x, int64_t n, float* y, Dtype dtype);
+
+  // y[i] = x[i] * factor * weight[i], all of dtype, multiplied in float32 from left to right.
+  void (*normalize)(const void* x, const void* weight, int64_t n, float factor, void* y, Dtype dtype);
+
+  // Rotary embedding of a head: y[i] = x[i] * cos[i] + x[(i + n / 2) % n] * sin[i], all of dtype, the first product
+  // rounded to it. n is even.
+  void (*rotate)(const void* x, const void* cos, const void* sin, int64_t n, void* y, Dtype dtype);
+
+  // y = softmax(q @ keys.T * scale) @ values for each head, in float32.
+  void (*attend)(const Attention& attention, Dtype dtype);
+
   // The sum of abs(w[0..k)) in float64, for training.
   double (*magnitude_sum)(const void* w, Dtype dtype, int64_t k);
 
@@ -92,6 +124,10 @@ struct Kernel {
   void (*pack_ternary)(Format format, const void* w, Dtype dtype, int64_t k, float factor, float bound,
                        uint8_t* packed);
 };
+
+constexpr int code_of_zero(Format format, const Kernel& kernel) {
+  return format == Format::kInt8 ? kernel.int8_zero : format == Format::kInt4 ? 8 : 1;
+}
 
 extern const Kernel kPortable;
 #if defined(__x86_64__)

@@ -10,7 +10,8 @@
 //     w & 0xc0  = 64 * u of weights 4i + 3                plane 3
 //
 // All four are legal u8 operands, so codes are masked and never shifted; every plane has its own accumulator, and the
-// factors 4, 16, 64 leave the int32 sums at the end by exact arithmetic shifts. int4 does the same with 0x0f and 0xf0.
+// factors 4, 16, 64 leave the int32 sums at the end by exact arithmetic shifts. int4 does the same with 0x0f and 0xf0,
+// int8 takes its bytes as they are.
 //   Per 256 weights: 64 bytes, 1 load, 4 vpandd, 4 vpdpbusd (and 4 loads of x_q for 2 rows).
 // The masks of a row are computed together, before its dots: interleaved one by one, on Zen 4 the masks take the two
 // pipes of vpdpbusd half of the time (10.5 cycles for 8 + 8 instructions instead of 8).
@@ -23,8 +24,10 @@
 //   Per 256 weights and 4 vectors (2bit): 4 loads, 3 vpsrlw, 4 vpandd, 16 vpdpbusd (and 4 loads of x_q).
 //   GCC 12 keeps 16 accumulators in registers; with 6 vectors it spills and is 15 % slower.
 //
-// Prefetches go to L2, 8 KiB ahead: L1 has too few miss buffers to hide DRAM (on Zen 4 10 GB/s a core into L1, 30 into
-// L2), and hardware prefetchers stop at the ends of pages. 2 rows at a time read DRAM 10-20 % faster than 4.
+// Prefetches go to L2, in the order of memory, a tile and 6 KiB ahead: L1 has too few miss buffers to hide DRAM (on Zen
+// 4 10 GB/s a core into L1, 30 into L2), and hardware prefetchers stop at the ends of pages. Less than a tile ahead,
+// the beginnings of its last rows would be missed. int8 with up to 3 vectors is bound by DRAM alone: 2 rows at a time
+// read it 5 to 10 % faster than 4.
 #include "cpu_features.h"
 #include "kernel.h"
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512VNNI__)
@@ -53,6 +56,7 @@ struct BitFields {
 };
 using TwoBit = BitFields<2>;
 using Int4 = BitFields<4>;
+using Int8 = BitFields<8>;
 
 struct Base3 {
   static constexpr int kPlanes = 5;
@@ -116,6 +120,7 @@ INLINE void load_planes(__m512i (&x)[kPlanes], const int8_t* x_q, int64_t plane)
   compute_now(x);  // into registers, once for all rows: as operands of the dots they would be loaded for every row
 }
 
+// What lies 6 KiB behind `w`, the place in the next tile that is as far in as this step is in its own.
 INLINE void prefetch(const uint8_t* w) {
   constexpr int64_t kAhead = 6144;
   _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T1);
@@ -130,7 +135,7 @@ INLINE void gemv_bit_fields(const Product& p, const int8_t* x_q, const uint8_t* 
     load_planes(x, x_q + byte, p.plane);
     UNROLL for (int r = 0; r < kRows; ++r) {
       const uint8_t* row = w + r * p.row_stride + byte;
-      prefetch(w + kRows * byte + kStep * r);
+      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
       const __m512i bytes = load_weights(row);
       __m512i codes[kPlanes];
       UNROLL for (int j = 0; j < kPlanes; ++j) {
@@ -167,7 +172,7 @@ INLINE void gemv_base3(const Product& p, const int8_t* x_q, const uint8_t* w, in
                     load_planes(x, x_q + byte, p.plane);
                     UNROLL for (int r = 0; r < kRows; ++r) {
                       const uint8_t* row = w + r * p.row_stride + byte;
-                      prefetch(w + kRows * byte + kStep * r);
+                      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
                       const __m512i bytes = load_weights(row);
                       __m512i rest[5];
                       rest[0] = times_3(bytes);
@@ -196,7 +201,7 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
     UNROLL for (int r = 0; r < kRows; ++r) {
-      prefetch(w + kRows * byte + kStep * r);
+      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
     }
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
@@ -215,7 +220,10 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
     store_sums<kRows>(sum[v], acc + v * p.acc_stride);
 }
 
-constexpr int rows_at_once(int vectors) { return 4; }
+template <class Codes>
+constexpr int rows_at_once(int vectors) {
+  return Codes::kPlanes == Int8::kPlanes && vectors < 4 ? 2 : 4;
+}
 
 template <class Codes, int kVectors, int kRows>
 INLINE void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
@@ -234,6 +242,7 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -241,7 +250,8 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired,  matmul, base3_to_2bit, absmax_bits,
-                                   quantize,      scale_sums, write,  magnitude_sum, pack_ternary};
+constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, 128,        matmul,        base3_to_2bit,
+                                   absmax_bits,   quantize,  scale_sums, write,         square,
+                                   normalize,     rotate,    attend,     magnitude_sum, pack_ternary};
 
 }  // namespace bitlab::cpu

@@ -14,14 +14,17 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int vectors) { return vectors == 1 ? 4 : 2; }
+template <class>
+constexpr int rows_at_once(int vectors) {
+  return vectors == 1 ? 4 : 2;
+}
 
 template <class Codes, int kVectors, int kRows>
 void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   __m256i sum[kVectors][kRows] = {};
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     UNROLL for (int r = 0; r < kRows; ++r) {
-      prefetch(w + kRows * byte + kStep * r);
+      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
       Codes decoder{load_weights(w + r * p.row_stride + byte)};
       UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
         const __m256i codes = decoder.next(j);
@@ -42,6 +45,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -50,9 +54,12 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 namespace bitlab::cpu {
 
 constinit const Kernel kAvxVnni{"avx_vnni",    kFeatureAvx2 | kFeatureAvxVnni,
-                                matmul,        base3_to_2bit,
-                                absmax_bits,   quantize,
-                                scale_sums,    write,
-                                magnitude_sum, pack_ternary};
+                                128,           matmul,
+                                base3_to_2bit, absmax_bits,
+                                quantize,      scale_sums,
+                                write,         square,
+                                normalize,     rotate,
+                                attend,        magnitude_sum,
+                                pack_ternary};
 
 }  // namespace bitlab::cpu

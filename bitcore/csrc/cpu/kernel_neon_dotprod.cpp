@@ -12,7 +12,10 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int) { return 4; }
+template <class>
+constexpr int rows_at_once(int) {
+  return 4;
+}
 
 template <class Codes, int kVectors, int kRows>
 void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
@@ -23,6 +26,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -30,10 +34,20 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeonDotprod{"neon_dotprod", kFeatureNeon | kFeatureNeonDotprod,
-                                    matmul,         base3_to_2bit,
-                                    absmax_bits,    quantize,
-                                    scale_sums,     write,
-                                    magnitude_sum,  pack_ternary};
+constinit const Kernel kNeonDotprod{"neon_dotprod",
+                                    kFeatureNeon | kFeatureNeonDotprod,
+                                    0,
+                                    matmul,
+                                    base3_to_2bit,
+                                    absmax_bits,
+                                    quantize,
+                                    scale_sums,
+                                    write,
+                                    square,
+                                    normalize,
+                                    rotate,
+                                    attend,
+                                    magnitude_sum,
+                                    pack_ternary};
 
 }  // namespace bitlab::cpu

@@ -19,7 +19,10 @@
 namespace bitlab::cpu {
 namespace {
 
-constexpr int rows_at_once(int) { return 4; }
+template <class>
+constexpr int rows_at_once(int) {
+  return 4;
+}
 
 INLINE int8x16_t lower_halves(int8x16_t a, int8x16_t b) {
   return vreinterpretq_s8_s64(vtrn1q_s64(vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b)));
@@ -33,7 +36,7 @@ template <class Codes, int kVectors>
 INLINE void multiply_pairs(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   constexpr int kRowPairs = 2, kVectorPairs = kVectors / 2;
   int32x4_t sum[kVectorPairs][kRowPairs] = {};
-  for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
+  for_each_step<Codes>(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[2 * kRowPairs];
     UNROLL for (int r = 0; r < 2 * kRowPairs; ++r)
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
@@ -82,6 +85,7 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace bitlab::cpu
 
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "tiles.h"
 #include "transcode.h"
@@ -89,10 +93,20 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeonI8mm{"neon_i8mm",   kFeatureNeon | kFeatureNeonDotprod | kFeatureNeonI8mm,
-                                 matmul,        base3_to_2bit,
-                                 absmax_bits,   quantize,
-                                 scale_sums,    write,
-                                 magnitude_sum, pack_ternary};
+constinit const Kernel kNeonI8mm{"neon_i8mm",
+                                 kFeatureNeon | kFeatureNeonDotprod | kFeatureNeonI8mm,
+                                 0,
+                                 matmul,
+                                 base3_to_2bit,
+                                 absmax_bits,
+                                 quantize,
+                                 scale_sums,
+                                 write,
+                                 square,
+                                 normalize,
+                                 rotate,
+                                 attend,
+                                 magnitude_sum,
+                                 pack_ternary};
 
 }  // namespace bitlab::cpu

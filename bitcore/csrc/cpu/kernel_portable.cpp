@@ -5,6 +5,7 @@
 // multiplied with byte i of plane j of every vector. Bytes per weight: 1/4 (2bit), plus 2 in L1.
 // Instructions per 256 weights and vector with SSE2: 16 loads, 64 to widen x_q, 32 pmaddwd, 32 paddd.
 #include "activations.h"
+#include "attention.h"
 #include "outputs.h"
 #include "transcode.h"
 #include "weights.h"
@@ -67,13 +68,15 @@ void matmul(Format format, const Product& product) {
   switch (format) {
     case Format::k2Bit: return matmul_of<BitFields<2>>(product);
     case Format::kBase3: return matmul_of<Base3>(product);
-    default: return matmul_of<BitFields<4>>(product);
+    case Format::kInt4: return matmul_of<BitFields<4>>(product);
+    default: return matmul_of<BitFields<8>>(product);
   }
 }
 
 }  // namespace
 
-constinit const Kernel kPortable{"portable", 0,          matmul, base3_to_2bit, absmax_bits,
-                                 quantize,   scale_sums, write,  magnitude_sum, pack_ternary};
+constinit const Kernel kPortable{"portable",  0,        128,        matmul,        base3_to_2bit,
+                                 absmax_bits, quantize, scale_sums, write,         square,
+                                 normalize,   rotate,   attend,     magnitude_sum, pack_ternary};
 
 }  // namespace bitlab::cpu

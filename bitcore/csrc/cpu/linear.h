@@ -230,7 +230,7 @@ class Linear {
                             .acc_stride = kRowBlock,
                             .digits = digits_,
                             .x_sums = scratch_.sums(t + i) + g * digits_,
-                            .code_of_zero = code_of_zero(layout_.format),
+                            .code_of_zero = code_of_zero(layout_.format, kernel_),
                             .zero_point = weight.zero_point == nullptr ? nullptr : weight.zero_point + scale_at,
                             .x_scale = grouped ? 1.0f : scratch_.scale(t + i),
                             .w_scale = weight.scale + scale_at,

@@ -9,7 +9,7 @@ namespace {
 template <class Codes, int kVectors, int kRows>
 INLINE void multiply_by_dot(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   int32x4_t sum[kVectors][kRows] = {};
-  for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
+  for_each_step<Codes>(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
     UNROLL for (int r = 0; r < kRows; ++r)
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};

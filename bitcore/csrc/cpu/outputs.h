@@ -78,5 +78,35 @@ void write(const float* total, int64_t n, float factor, const float* bias, void*
   }
 }
 
+template <Dtype dtype>
+void square_of(const void* __restrict x, int64_t n, float* __restrict y) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = load<dtype>(x, i);
+    y[i] = value * value;
+  }
+}
+
+void square(const void* x, int64_t n, float* y, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32: return square_of<Dtype::kFloat32>(x, n, y);
+    case Dtype::kBFloat16: return square_of<Dtype::kBFloat16>(x, n, y);
+    default: return square_of<Dtype::kFloat16>(x, n, y);
+  }
+}
+
+template <Dtype dtype>
+void normalize_of(const void* __restrict x, const void* __restrict weight, int64_t n, float factor,
+                  void* __restrict y) {
+  for (int64_t i = 0; i < n; ++i) store<dtype>(y, i, load<dtype>(x, i) * factor * load<dtype>(weight, i));
+}
+
+void normalize(const void* x, const void* weight, int64_t n, float factor, void* y, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32: return normalize_of<Dtype::kFloat32>(x, weight, n, factor, y);
+    case Dtype::kBFloat16: return normalize_of<Dtype::kBFloat16>(x, weight, n, factor, y);
+    default: return normalize_of<Dtype::kFloat16>(x, weight, n, factor, y);
+  }
+}
+
 }  // namespace
 }  // namespace bitlab::cpu

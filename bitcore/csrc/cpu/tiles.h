@@ -1,8 +1,8 @@
 // matmul of the table, from two names that the including file has defined in an anonymous namespace before:
 //
-//     rows_at_once(vectors)                                                 rows of the tile for 1..4 vectors
+//     rows_at_once<Codes>(vectors)                                          rows of the tile for 1..4 vectors
 //     multiply<Codes, kVectors, kRows>(const Product&, x_q, w, acc)         one tile: kRows rows with kVectors vectors
-//     TwoBit, Base3, Int4                                                   its codes of the three formats
+//     TwoBit, Base3, Int4, Int8                                             its codes of the four formats
 #pragma once
 
 #include "kernel.h"
@@ -14,7 +14,7 @@ constexpr int64_t kVectorTile = 4;
 
 template <class Codes, int kVectors>
 void multiply_rows(const Product& p, int64_t vector) {
-  constexpr int kRows = rows_at_once(kVectors);
+  constexpr int kRows = rows_at_once<Codes>(kVectors);
   const int8_t* x_q = p.x_q + vector * p.vector_stride;
   int32_t* acc = p.acc + vector * p.acc_stride;
   int64_t row = 0;
@@ -40,7 +40,8 @@ void matmul(Format format, const Product& product) {
   switch (format) {
     case Format::k2Bit: return matmul_of<TwoBit>(product);
     case Format::kBase3: return matmul_of<Base3>(product);
-    default: return matmul_of<Int4>(product);
+    case Format::kInt4: return matmul_of<Int4>(product);
+    default: return matmul_of<Int8>(product);
   }
 }
 

@@ -15,15 +15,16 @@ namespace bitlab::cpu {
 namespace {
 
 constexpr int64_t kCodes = 1280;  // weights coded before they are packed; whole bytes of 4 or 5
-constexpr int kLanes = 16;
+constexpr int kSums = 16;
+constexpr int kZeroCode = 1;  // of a weight of 0
 
 // In as many sums as there are lanes, whatever the instruction set, so that every CPU adds in the same order.
 template <Dtype dtype>
 double magnitude_sum_of(const void* w, int64_t k) {
-  double lanes[kLanes] = {};
-  const int64_t whole = k / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(fabsf(load<dtype>(w, i + lane)));
+  double lanes[kSums] = {};
+  const int64_t whole = k / kSums * kSums;
+  for (int64_t i = 0; i < whole; i += kSums) {
+    for (int lane = 0; lane < kSums; ++lane) lanes[lane] += static_cast<double>(fabsf(load<dtype>(w, i + lane)));
   }
   double sum = 0.0;
   for (int64_t i = whole; i < k; ++i) sum += static_cast<double>(fabsf(load<dtype>(w, i)));
@@ -71,7 +72,7 @@ void pack_ternary_of(Format format, const void* w, int64_t k, float factor, floa
     const int64_t count = k - begin < kCodes ? k - begin : kCodes;
     const int64_t bytes = (count + per_byte - 1) / per_byte;
     ternary_codes<dtype>(w, begin, count, factor, bound, codes);
-    memset(codes + count, code_of_zero(format), static_cast<size_t>(bytes * per_byte - count));
+    memset(codes + count, kZeroCode, static_cast<size_t>(bytes * per_byte - count));
     if (format == Format::k2Bit) {
       pack_2bit(codes, bytes, packed + begin / per_byte);
     } else {
