@@ -1,16 +1,25 @@
 """DecodingGraph: the step from one token to the next on a GPU, captured once and replayed, with no Python within."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bitcore.exceptions import ArgumentError
 from bitlayers import KeyValueCache
+from bitmodels.decoder import BitDecoder
 from bitmodels.transformer_cache import TransformerCache
 
-if TYPE_CHECKING:
-    from bitmodels.transformer import BitTransformerModel
+
+class Decoding(Protocol):
+    """What the graph needs of a language model, such as BitTransformerModel."""
+
+    @property
+    def model(self) -> BitDecoder:
+        """Everything but the head."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head alone."""
 
 
 class FixedLengthCache:
@@ -40,7 +49,7 @@ class DecodingGraph:
         ArgumentError: the cache is not on a GPU, or slides.
     """
 
-    def __init__(self, model: "BitTransformerModel", cache: TransformerCache, *, compile: bool = False) -> None:
+    def __init__(self, model: Decoding, cache: TransformerCache, *, compile: bool = False) -> None:
         first = cache.layers[0]
         if not self.serves(cache):
             raise ArgumentError("cache", f"{type(first).__name__} on {first.keys.device}", "KeyValueCache on a GPU")
