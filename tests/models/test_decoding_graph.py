@@ -18,6 +18,11 @@ def model_of(device: str = "cpu", **options: object) -> BitTransformerModel:
     return BitTransformerModel(config).eval().to(device)
 
 
+def assert_near(logits: Tensor, expected: Tensor) -> None:
+    """By their size: a sum in another order may turn an int8 activation, and with it logits by a step of it."""
+    assert (logits - expected).norm() < 0.05 * expected.norm()
+
+
 def filled(model: BitTransformerModel, prompt: Tensor) -> TransformerCache:
     cache = model.new_cache(len(prompt), 40)
     model.next_logits(prompt, None, cache)
@@ -36,7 +41,7 @@ def test_a_fixed_length_cache_attends_to_the_positions_so_far() -> None:
         caches = [FixedLengthCache(layer, position, allowed) for layer in fixed.layers]
         token = tokens[:, step : step + 1]
         logits = model.logits(model.model.run(token, position, None, caches)[:, -1])
-        torch.testing.assert_close(logits, model.next_logits(token, None, ordinary), rtol=1e-4, atol=1e-4)
+        assert_near(logits, model.next_logits(token, None, ordinary))
 
 
 def test_a_cache_that_cannot_be_captured_is_refused() -> None:
@@ -55,7 +60,7 @@ def test_a_graph_gives_the_logits_of_the_ordinary_cache(compile: bool) -> None:
     graph = DecodingGraph(model, captured, compile=compile)
     for step in range(33):
         token = tokens[:, step : step + 1]
-        torch.testing.assert_close(graph(token), model.next_logits(token, None, ordinary), rtol=1e-3, atol=1e-3)
+        assert_near(graph(token), model.next_logits(token, None, ordinary))
     assert captured.length == ordinary.length == 40
     with pytest.raises(ArgumentError, match="full: 40 positions"):
         graph(tokens[:, :1])
@@ -67,4 +72,4 @@ def test_generation_on_a_gpu_gives_the_same_tokens_with_a_graph(monkeypatch: pyt
     captured = model.generate(prompt, max_new_tokens=30)
     monkeypatch.setattr(BitTransformerModel, "steps_from", lambda *_: None)
     same = captured == model.generate(prompt, max_new_tokens=30)
-    assert same.float().mean() > 0.9  # up to a near tie
+    assert same[:, :10].all()  # the first tokens; a near tie may part the later ones

@@ -136,10 +136,10 @@ def test_a_generator_repeats_what_is_drawn() -> None:
     model = make("llama").deploy()
     drawn = [
         model.generate([[1, 2]], max_new_tokens=20, do_sample=True, generator=torch.Generator().manual_seed(seed))
-        for seed in (3, 3, 4)
+        for seed in (3, 3, 4, 5, 6, 7)
     ]
     assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+    assert not all(torch.equal(drawn[0], other) for other in drawn[2:])
     only = model.generate([[1, 2]], max_new_tokens=5, do_sample=True, top_k=1)
     assert torch.equal(only, model.generate([[1, 2]], max_new_tokens=5))
 
