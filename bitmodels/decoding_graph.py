@@ -67,7 +67,7 @@ class DecodingGraph:
                     step()
             torch.cuda.current_stream(device).wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others may go on
                 self._logits = step()
 
     @staticmethod
