@@ -74,6 +74,7 @@ def generate(
     from bitcli.models import load_model, load_tokenizer, model_path, tokenizer_path
     from bitcli.text import end_tokens, prompt_ids
     from bitcore.exceptions import ArgumentError
+    from bitmodels.formats import inspect_checkpoint
     from bitmodels.transformer import BitTransformerModel
 
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
@@ -82,6 +83,7 @@ def generate(
         path = model_path(model, revision, gguf_file)
         found = None if token_ids else tokenizer_path(path, tokenizer)
         if found is None and not token_ids:
+            inspect_checkpoint(path)  # a folder that holds no model is told to be none
             expected = "--tokenizer PATH, or --token-ids with a prompt such as '1 15 7'"
             raise ArgumentError("the tokenizer", f"missing: {model} has none", expected)
         vocabulary = None if found is None else load_tokenizer(found)

@@ -167,6 +167,13 @@ def test_a_tokenizer_that_is_none(made: Models, run: Run, tmp_path: Path) -> Non
     assert result.stderr.count("\n") == 1
 
 
+def test_a_folder_without_a_model_is_no_matter_of_the_tokenizer(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    result = run("generate", tmp_path, "-p", "x")
+    assert result.exit_code == 2
+    assert "has notes.txt, expected model.safetensors" in result.stderr
+
+
 def test_characters_come_when_all_their_bytes_are_there() -> None:
     tokenizer = byte_tokenizer()
     text = "aé€😀he\n"
