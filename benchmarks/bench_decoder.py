@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from decoder_report import report
 from rich.console import Console
 
 from bitcli.measurement.cpu_limits import cpu_name
+from bitcli.measurement.timing import seconds_of
 from bitcore import BitQuantConfig
 from bitcore.kernels import KernelRegistry
 from bitmodels import export_hf
@@ -70,16 +71,10 @@ class Run:
     load: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def seconds_of(call: object, *arguments: object) -> float:
-    start = time.perf_counter()
-    call(*arguments)  # type: ignore[operator]
-    return time.perf_counter() - start
-
-
 def seconds_a_token(engine: Engine, context: int, tokens: int) -> float:
     """The median token, decoded one after the other from `context` on."""
     engine.forget_after(context)
-    times = [seconds_of(engine.read, torch.randint(VOCAB_SIZE, (1,))) for _ in range(tokens)]
+    times = [seconds_of(partial(engine.read, torch.randint(VOCAB_SIZE, (1,)))) for _ in range(tokens)]
     return statistics.median(times[1:])
 
 
@@ -99,13 +94,13 @@ def measure(run: Run, engines: list[Engine], prompts: list[int], tokens: int, ro
                 run.token_seconds.setdefault(engine.name, []).append(seconds_a_token(engine, run.context, tokens))
         ours.forget_after(run.context)
         without_products = ours.without_products()
-        times = [seconds_of(without_products, torch.tensor([1])) for _ in range(tokens)]
+        times = [seconds_of(partial(without_products, torch.tensor([1]))) for _ in range(tokens)]
         run.other_seconds = times[1:]
         for length in prompts:
             for _ in range(rounds):
                 for engine in engines:
                     engine.forget_after(0)
-                    seconds = seconds_of(engine.read, torch.randint(VOCAB_SIZE, (length,)))
+                    seconds = seconds_of(partial(engine.read, torch.randint(VOCAB_SIZE, (length,))))
                     run.prompt_seconds.setdefault(engine.name, {}).setdefault(length, []).append(seconds)
 
 

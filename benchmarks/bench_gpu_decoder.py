@@ -2,8 +2,8 @@
 
     python benchmarks/bench_gpu_decoder.py [--layers 30] [--no-rival] [--output docs/benchmarks]
 
-The rival is transformers' own model in bfloat16 with dense weights, a static cache and torch.compile with CUDA graphs
-. Writes decoder_gpu.json and decoder_gpu.md.
+The rival is transformers' own model in bfloat16 with dense weights, a static cache and torch.compile with CUDA graphs.
+Writes decoder_gpu.json and decoder_gpu.md.
 """
 
 import argparse

@@ -17,6 +17,8 @@
 namespace bitlab::cpu {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16 };
+constexpr int64_t item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
 enum class Format : int { k2Bit, kBase3, kInt4, kInt8 };
 
 constexpr int weights_per_byte(Format format) {

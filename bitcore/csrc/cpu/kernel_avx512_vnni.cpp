@@ -241,17 +241,11 @@ constexpr uint64_t kRequired = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx5
 }  // namespace
 }  // namespace bitlab::cpu
 
-#include "activations.h"
-#include "attention.h"
-#include "outputs.h"
 #include "tiles.h"
-#include "transcode.h"
-#include "weights.h"
+#include "whole_kernel.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kAvx512Vnni{"avx512_vnni", kRequired, 128,        matmul,        base3_to_2bit,
-                                   absmax_bits,   quantize,  scale_sums, write,         square,
-                                   normalize,     rotate,    attend,     magnitude_sum, pack_ternary};
+constinit const Kernel kAvx512Vnni = whole_kernel("avx512_vnni", kRequired, 128);
 
 }  // namespace bitlab::cpu

@@ -80,17 +80,11 @@ void multiply(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* ac
 }  // namespace
 }  // namespace bitlab::cpu
 
-#include "activations.h"
-#include "attention.h"
-#include "outputs.h"
 #include "tiles.h"
-#include "transcode.h"
-#include "weights.h"
+#include "whole_kernel.h"
 
 namespace bitlab::cpu {
 
-constinit const Kernel kNeon{"neon",      kFeatureNeon, 0,          matmul,        base3_to_2bit,
-                             absmax_bits, quantize,     scale_sums, write,         square,
-                             normalize,   rotate,       attend,     magnitude_sum, pack_ternary};
+constinit const Kernel kNeon = whole_kernel("neon", kFeatureNeon, 0);
 
 }  // namespace bitlab::cpu

@@ -5,10 +5,7 @@
 // multiplied with byte i of plane j of every vector. Bytes per weight: 1/4 (2bit), plus 2 in L1.
 // Instructions per 256 weights and vector with SSE2: 16 loads, 64 to widen x_q, 32 pmaddwd, 32 paddd.
 #include "activations.h"
-#include "attention.h"
-#include "outputs.h"
 #include "transcode.h"
-#include "weights.h"
 
 namespace bitlab::cpu {
 namespace {
@@ -74,9 +71,12 @@ void matmul(Format format, const Product& product) {
 }
 
 }  // namespace
+}  // namespace bitlab::cpu
 
-constinit const Kernel kPortable{"portable",  0,        128,        matmul,        base3_to_2bit,
-                                 absmax_bits, quantize, scale_sums, write,         square,
-                                 normalize,   rotate,   attend,     magnitude_sum, pack_ternary};
+#include "whole_kernel.h"
+
+namespace bitlab::cpu {
+
+constinit const Kernel kPortable = whole_kernel("portable", 0, 128);
 
 }  // namespace bitlab::cpu

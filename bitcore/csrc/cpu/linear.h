@@ -8,9 +8,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
+#include "absmax.h"
 #include "float_formats.h"
 #include "kernel.h"
 #include "scratch.h"
@@ -52,8 +52,6 @@ constexpr int64_t kTranscodedBytes = int64_t{1} << 18;  // of rows decoded at on
 constexpr int64_t kScratchBytes = int64_t{4} << 20;     // activations quantized at once
 constexpr int64_t kProductsPerTask = int64_t{1} << 19;  // below this a second thread costs more than it brings
 constexpr int64_t kActivationsPerTask = int64_t{1} << 14;
-
-inline int64_t item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 // Modulo 2**32: a sum of codes and activations may pass 2**31 before the zero of the codes is taken away.
 inline int32_t wrapping_sum(int32_t a, int32_t b) {
@@ -116,23 +114,22 @@ class Linear {
 
   uint32_t absmax_bits(int64_t token) const { return kernel_.absmax_bits(token_at(token), a_.dtype, a_.k); }
 
-  // absmax, all float32. int8: m = max(abs(x)), at least 1e-5, q = rint(x * (1 / m * 127)), scale = m / 127; the
-  // reciprocal is rounded before it is multiplied, as PyTorch does in `127 / m`. Floating point: the same with 16 bits
-  // more, and room for any m. A token with NaN or Inf gets q = 0 and scale = NaN, so that all its outputs are NaN and
-  // no other token's are.
+  // absmax, all float32: int8_scale, and for floating-point activations the same with 16 bits more, and room for any
+  // magnitude. A token with NaN or Inf gets q = 0 and scale = NaN, so that all its outputs are NaN and no other
+  // token's are.
   void quantize_token(int64_t first, int64_t t) {
     const uint32_t bits = a_.quantization == Quantization::kPerTensor ? tensor_absmax_ : absmax_bits(first + t);
-    if (bits >= 0x7f800000) {
+    const Int8Scale int8 = int8_scale(bits);
+    if (!int8.finite) {
       memset(scratch_.vectors(t), 0, static_cast<size_t>(digits_ * planes_ * plane_));
       memset(scratch_.sums(t), 0, static_cast<size_t>(groups_ * digits_) * sizeof(int32_t));
-      scratch_.scale(t) = std::numeric_limits<float>::quiet_NaN();
+      scratch_.scale(t) = int8.scale;
       return;
     }
     float factor;
     if (digits_ == 1) {
-      const float largest = std::max(float_of(bits), 1e-5f);
-      factor = 1.0f / largest * 127.0f;
-      scratch_.scale(t) = largest / 127.0f;
+      factor = int8.factor;
+      scratch_.scale(t) = int8.scale;
     } else {
       constexpr float kLargest = 127.0f * 65536.0f;
       const float largest = std::max(float_of(bits), 1e-30f);

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
+#include "absmax.h"
 #include "float_formats.h"
 #include "kernel.h"
 
@@ -15,7 +15,6 @@ namespace bitlab::cpu {
 
 constexpr int64_t kWeightsPerTask = int64_t{1} << 15;
 
-inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 inline int64_t rows_per_task(int64_t k) { return std::max<int64_t>(1, kWeightsPerTask / std::max<int64_t>(k, 1)); }
 
 // The rule that makes weights ternary: the absmean of a row or of the tensor, or a share of its largest magnitude.
@@ -30,7 +29,7 @@ struct FloatWeight {
   Dtype dtype;
   int64_t n, k;
 
-  const void* row(int64_t r) const { return static_cast<const char*>(data) + r * k * bytes_of(dtype); }
+  const void* row(int64_t r) const { return static_cast<const char*>(data) + r * k * item_size(dtype); }
 };
 
 // packed [n, bytes], scale [1] or [n]. Written so that a scale of NaN stays NaN, as PyTorch's clamp leaves it.
@@ -136,7 +135,7 @@ void dequantize_ternary(const uint8_t* packed, int64_t n, int64_t k, const float
 template <class ParallelFor>
 void quantize_tokens(const Kernel& kernel, const void* x, Dtype dtype, int64_t m, int64_t k, int64_t x_stride,
                      bool per_tensor, int8_t* q, float* scale, const ParallelFor& parallel_for) {
-  const auto token = [&](int64_t t) { return static_cast<const char*>(x) + t * x_stride * bytes_of(dtype); };
+  const auto token = [&](int64_t t) { return static_cast<const char*>(x) + t * x_stride * item_size(dtype); };
   uint32_t tensor_bits = 0;
   if (per_tensor) {
     for (int64_t t = 0; t < m; ++t) tensor_bits = std::max(tensor_bits, kernel.absmax_bits(token(t), dtype, k));
@@ -144,17 +143,14 @@ void quantize_tokens(const Kernel& kernel, const void* x, Dtype dtype, int64_t m
   parallel_for(m, rows_per_task(k), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const uint32_t bits = per_tensor ? tensor_bits : kernel.absmax_bits(token(t), dtype, k);
-      const bool finite = bits < 0x7f800000;
-      const float largest = std::max(float_of(bits), 1e-5f);
-      if (!per_tensor || t == 0) {
-        scale[per_tensor ? 0 : t] = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-      }
-      if (!finite) {
+      const Int8Scale int8 = int8_scale(bits);
+      if (!per_tensor || t == 0) scale[per_tensor ? 0 : t] = int8.scale;
+      if (!int8.finite) {
         memset(q + t * k, 0, static_cast<size_t>(k));
         continue;
       }
       int32_t sum;
-      kernel.quantize(token(t), dtype, k, 1.0f / largest * 127.0f, 1, 1, q + t * k, 0, &sum);
+      kernel.quantize(token(t), dtype, k, int8.factor, 1, 1, q + t * k, 0, &sum);
     }
   });
 }
