@@ -135,7 +135,9 @@ def _build_into(report: Report, say: Callable[[str], None]) -> None:
     OBJECTS.mkdir(parents=True, exist_ok=True)
     BINDINGS.mkdir(parents=True, exist_ok=True)
     jobs, report.kernels, report.skipped = core_jobs(compiler, _machine())
-    operator_sources = [SOURCES / "bindings" / name for name in ("cpu_ops.cpp", "cpu_training_ops.cpp")]
+    operator_sources = [
+        SOURCES / "bindings" / name for name in ("cpu_ops.cpp", "cpu_training_ops.cpp", "decoder_ops.cpp")
+    ]
     jobs |= dict.fromkeys(operator_sources, torch_compile_flags())
     jobs[SOURCES / "bindings" / "module.cpp"] = _python_compile_flags()
 

@@ -18,6 +18,7 @@ from bitlayers import BitEmbedding, BitLinear
 from bitmodels.base import BitModelBase
 from bitmodels.decoder import TABLE_CONFIGS, BitDecoder
 from bitmodels.decoding_graph import DecodingGraph
+from bitmodels.decoding_step import DecodingStep
 from bitmodels.generation import GenerationOptions, start_generation
 from bitmodels.registry import register_model
 from bitmodels.transformer_cache import TransformerCache
@@ -160,9 +161,15 @@ class BitTransformerModel(BitModelBase):
             dtype=norm.dtype,
         )
 
-    def steps_from(self, cache: TransformerCache) -> DecodingGraph | None:
-        """On a GPU the steps after those in `cache` as a graph, for `generate`; elsewhere None."""
-        return DecodingGraph(self, cache) if DecodingGraph.serves(cache) else None
+    def steps_from(self, cache: TransformerCache) -> DecodingGraph | DecodingStep | None:
+        """The steps after those in `cache`, for `generate`: a graph on a GPU, one operator on a CPU, else None."""
+        if DecodingGraph.serves(cache):
+            return DecodingGraph(self, cache)
+        own = (
+            type(self).logits is BitTransformerModel.logits
+            and type(self).next_logits is BitTransformerModel.next_logits
+        )
+        return DecodingStep(self, cache) if own and DecodingStep.serves(self, cache) else None
 
     def _head(self) -> nn.Linear:
         sizes = (self.config.hidden_size, self.config.vocab_size)

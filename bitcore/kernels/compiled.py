@@ -26,6 +26,11 @@ class CompiledKernel(BitKernelBase):
         self._operator = torch.ops.bitlab.packed_linear.default
         self._mode = operator_mode(config) | self._index()
 
+    @property
+    def mode(self) -> int:
+        """What operators are told of the config and the kernel: `Mode` in csrc/bindings."""
+        return self._mode
+
     @classmethod
     def _index(cls) -> int:
         """The kernel's place among those of its operator, 0..255."""

@@ -73,6 +73,9 @@ struct Attention {
   void* y;        // [heads, head_dim], contiguous
 };
 
+// How `combine` changes y, value by value.
+enum class Combination : int { kAdd, kMultiply, kMultiplySquaredRelu };  // y + x, y * x, relu(y)**2 * x
+
 constexpr int64_t kMaxHeads = 8;
 constexpr int64_t kMaxHeadDim = 256;
 
@@ -111,6 +114,9 @@ struct Kernel {
 
   // y[i] = x[i] * factor * weight[i], all of dtype, multiplied in float32 from left to right.
   void (*normalize)(const void* x, const void* weight, int64_t n, float factor, void* y, Dtype dtype);
+
+  // y[i] = y[i] combined with x[i], all of dtype, to which every result is rounded.
+  void (*combine)(Combination combination, const void* x, int64_t n, void* y, Dtype dtype);
 
   // Rotary embedding of a head: y[i] = x[i] * cos[i] + x[(i + n / 2) % n] * sin[i], all of dtype, the first product
   // rounded to it. n is even.

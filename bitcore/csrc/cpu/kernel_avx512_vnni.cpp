@@ -24,10 +24,11 @@
 //   Per 256 weights and 4 vectors (2bit): 4 loads, 3 vpsrlw, 4 vpandd, 16 vpdpbusd (and 4 loads of x_q).
 //   GCC 12 keeps 16 accumulators in registers; with 6 vectors it spills and is 15 % slower.
 //
-// Prefetches go to L2, in the order of memory, a tile and 6 KiB ahead: L1 has too few miss buffers to hide DRAM (on Zen
-// 4 10 GB/s a core into L1, 30 into L2), and hardware prefetchers stop at the ends of pages. Less than a tile ahead,
-// the beginnings of its last rows would be missed. int8 with up to 3 vectors is bound by DRAM alone: 2 rows at a time
-// read it 5 to 10 % faster than 4.
+// Prefetches are in the order of memory, a tile and some KiB ahead; less than a tile, and the beginnings of its last
+// rows would be missed. Without them Zen 4 reads cold weights at a third of the speed: hardware prefetchers stop at the
+// ends of pages. Far ones go to L2, because L1 has too few miss buffers to hide DRAM; near ones bring from L2 to L1
+// what came. base3, which computes longer, is best with those into L1 alone. int8 with up to 3 vectors is bound by
+// DRAM: 2 rows at a time read it 5 to 10 % faster than 4.
 #include "cpu_features.h"
 #include "kernel.h"
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512VNNI__)
@@ -120,10 +121,10 @@ INLINE void load_planes(__m512i (&x)[kPlanes], const int8_t* x_q, int64_t plane)
   compute_now(x);  // into registers, once for all rows: as operands of the dots they would be loaded for every row
 }
 
-// What lies 6 KiB behind `w`, the place in the next tile that is as far in as this step is in its own.
+// What lies kAhead bytes behind `w`, the place in the next tile that is as far in as this step is in its own.
+template <int64_t kAhead, _mm_hint kInto>
 INLINE void prefetch(const uint8_t* w) {
-  constexpr int64_t kAhead = 6144;
-  _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), kInto);
 }
 
 template <class Codes, int kRows>
@@ -135,7 +136,9 @@ INLINE void gemv_bit_fields(const Product& p, const int8_t* x_q, const uint8_t* 
     load_planes(x, x_q + byte, p.plane);
     UNROLL for (int r = 0; r < kRows; ++r) {
       const uint8_t* row = w + r * p.row_stride + byte;
-      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
+      const uint8_t* next = w + kRows * (p.row_stride + byte) + kStep * r;
+      prefetch<8192, _MM_HINT_T1>(next);
+      prefetch<512, _MM_HINT_T0>(next);
       const __m512i bytes = load_weights(row);
       __m512i codes[kPlanes];
       UNROLL for (int j = 0; j < kPlanes; ++j) {
@@ -172,7 +175,7 @@ INLINE void gemv_base3(const Product& p, const int8_t* x_q, const uint8_t* w, in
                     load_planes(x, x_q + byte, p.plane);
                     UNROLL for (int r = 0; r < kRows; ++r) {
                       const uint8_t* row = w + r * p.row_stride + byte;
-                      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
+                      prefetch<1024, _MM_HINT_T0>(w + kRows * (p.row_stride + byte) + kStep * r);
                       const __m512i bytes = load_weights(row);
                       __m512i rest[5];
                       rest[0] = times_3(bytes);
@@ -201,7 +204,7 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
     UNROLL for (int r = 0; r < kRows; ++r) {
-      prefetch(w + kRows * (p.row_stride + byte) + kStep * r);
+      prefetch<6144, _MM_HINT_T1>(w + kRows * (p.row_stride + byte) + kStep * r);
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
     }
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {

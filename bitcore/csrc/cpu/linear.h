@@ -58,7 +58,8 @@ inline int32_t wrapping_sum(int32_t a, int32_t b) {
   return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
 }
 
-// One call: the sizes that follow from its arguments, and its two steps.
+// One call: the sizes that follow from its arguments, and its two steps. `run` takes both; a caller that divides the
+// work itself reserves memory, quantizes every token, and then multiplies all units.
 class Linear {
  public:
   Linear(const Kernel& kernel, const Layout& layout, const Activations& activations, const Weight* weights,
@@ -87,22 +88,56 @@ class Linear {
   // parallel_for(count, grain, f) calls f(begin, end) over [0, count). Returns false when scratch memory cannot be had.
   template <class ParallelFor>
   bool run(const ParallelFor& parallel_for) {
-    const int64_t token_bytes = digits_ * planes_ * plane_;
-    const int64_t chunk = std::min(a_.m, std::max(kTokenTile, kScratchBytes / token_bytes / kTokenTile * kTokenTile));
-    if (!scratch_.reserve(chunk, token_bytes, groups_ * digits_)) return false;
+    const int64_t fitting = kScratchBytes / token_bytes() / kTokenTile * kTokenTile;
+    const int64_t chunk = std::min(a_.m, std::max(kTokenTile, fitting));
+    if (!reserve(chunk)) return false;
     if (a_.quantization == Quantization::kPerTensor) {
       for (int64_t t = 0; t < a_.m; ++t) tensor_absmax_ = std::max(tensor_absmax_, absmax_bits(t));
     }
     for (int64_t first = 0; first < a_.m; first += chunk) {
       const int64_t tokens = std::min(chunk, a_.m - first);
       parallel_for(tokens, std::max<int64_t>(1, kActivationsPerTask / a_.k), [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) quantize_token(first, t);
+        for (int64_t t = begin; t < end; ++t) quantize(first, t);
       });
       const int64_t products = kRowUnit * a_.k * tokens * digits_;
       parallel_for(row_units_, std::max<int64_t>(1, kProductsPerTask / products),
-                   [&](int64_t begin, int64_t end) { multiply_units(first, tokens, begin, end); });
+                   [&](int64_t begin, int64_t end) { multiply(first, tokens, begin, end); });
     }
     return true;
+  }
+
+  // Memory for `tokens` quantized tokens; false when it cannot be had.
+  bool reserve(int64_t tokens) { return scratch_.reserve(tokens, token_bytes(), groups_ * digits_); }
+
+  // Quantizes token first + t to place t.
+  void quantize(int64_t first, int64_t t) {
+    quantize_token(token_at(first + t), t,
+                   a_.quantization == Quantization::kPerTensor ? tensor_absmax_ : absmax_bits(first + t));
+  }
+
+  // What `multiply` divides: the rows of all weights, kRowUnit at a time.
+  int64_t units() const { return row_units_; }
+  int64_t unit_bytes() const { return kRowUnit * row_bytes_; }
+
+  // y of the tokens at places 0 to `tokens`, which are `first` and those behind it, for units begin to end.
+  void multiply(int64_t first, int64_t tokens, int64_t begin, int64_t end) {
+    for_each_weight(begin, end, [&](const Weight& weight, int64_t row_begin, int64_t row_end) {
+      for (int64_t row = row_begin; row < row_end; row += row_block_) {
+        const int64_t rows = std::min(row_block_, row_end - row);
+        if (transcodes_) transcode(weight.packed + row * row_bytes_, rows);
+        for (int64_t t = 0; t < tokens; t += kTokenTile) {
+          multiply_block(weight, first, t, std::min(kTokenTile, tokens - t), row, rows);
+        }
+      }
+    });
+  }
+
+  // Calls use(pointer, bytes) for the weights that units begin to end read.
+  template <class Use>
+  void for_each_read(int64_t begin, int64_t end, const Use& use) const {
+    for_each_weight(begin, end, [&](const Weight& weight, int64_t row_begin, int64_t row_end) {
+      use(weight.packed + row_begin * row_bytes_, (row_end - row_begin) * row_bytes_);
+    });
   }
 
  private:
@@ -114,14 +149,25 @@ class Linear {
 
   uint32_t absmax_bits(int64_t token) const { return kernel_.absmax_bits(token_at(token), a_.dtype, a_.k); }
 
+  int64_t token_bytes() const { return digits_ * planes_ * plane_; }
+
+  // Calls use(weight, row_begin, row_end) for each part of units begin to end.
+  template <class Use>
+  void for_each_weight(int64_t begin, int64_t end, const Use& use) const {
+    for (int64_t i = 0, unit = 0; i < weight_count_ && unit < end; unit += units_of(weights_[i]), ++i) {
+      const int64_t row_begin = std::max<int64_t>(begin - unit, 0) * kRowUnit;
+      const int64_t row_end = std::min(weights_[i].n, (end - unit) * kRowUnit);
+      if (row_begin < row_end) use(weights_[i], row_begin, row_end);
+    }
+  }
+
   // absmax, all float32: int8_scale, and for floating-point activations the same with 16 bits more, and room for any
   // magnitude. A token with NaN or Inf gets q = 0 and scale = NaN, so that all its outputs are NaN and no other
   // token's are.
-  void quantize_token(int64_t first, int64_t t) {
-    const uint32_t bits = a_.quantization == Quantization::kPerTensor ? tensor_absmax_ : absmax_bits(first + t);
-    const Int8Scale int8 = int8_scale(bits);
+  void quantize_token(const void* x, int64_t t, uint32_t absmax) {
+    const Int8Scale int8 = int8_scale(absmax);
     if (!int8.finite) {
-      memset(scratch_.vectors(t), 0, static_cast<size_t>(digits_ * planes_ * plane_));
+      memset(scratch_.vectors(t), 0, static_cast<size_t>(token_bytes()));
       memset(scratch_.sums(t), 0, static_cast<size_t>(groups_ * digits_) * sizeof(int32_t));
       scratch_.scale(t) = int8.scale;
       return;
@@ -132,29 +178,15 @@ class Linear {
       scratch_.scale(t) = int8.scale;
     } else {
       constexpr float kLargest = 127.0f * 65536.0f;
-      const float largest = std::max(float_of(bits), 1e-30f);
+      const float largest = std::max(float_of(absmax), 1e-30f);
       factor = kLargest / largest;
       scratch_.scale(t) = largest / kLargest;
     }
-    const char* x = static_cast<const char*>(token_at(first + t));
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t begin = g * group_size_;
-      kernel_.quantize(x + begin * item_size(a_.dtype), a_.dtype, std::min(group_size_, a_.k - begin), factor, digits_,
-                       planes_, scratch_.vectors(t) + begin / planes_, plane_, scratch_.sums(t) + g * digits_);
-    }
-  }
-
-  void multiply_units(int64_t first, int64_t tokens, int64_t begin, int64_t end) {
-    for (int64_t i = 0, unit = 0; i < weight_count_ && unit < end; unit += units_of(weights_[i]), ++i) {
-      const int64_t row_begin = std::max<int64_t>(begin - unit, 0) * kRowUnit;
-      const int64_t row_end = std::min(weights_[i].n, (end - unit) * kRowUnit);
-      for (int64_t row = row_begin; row < row_end; row += row_block_) {
-        const int64_t rows = std::min(row_block_, row_end - row);
-        if (transcodes_) transcode(weights_[i].packed + row * row_bytes_, rows);
-        for (int64_t t = 0; t < tokens; t += kTokenTile) {
-          multiply_block(weights_[i], first, t, std::min(kTokenTile, tokens - t), row, rows);
-        }
-      }
+      kernel_.quantize(static_cast<const char*>(x) + begin * item_size(a_.dtype), a_.dtype,
+                       std::min(group_size_, a_.k - begin), factor, digits_, planes_,
+                       scratch_.vectors(t) + begin / planes_, plane_, scratch_.sums(t) + g * digits_);
     }
   }
 
@@ -243,8 +275,8 @@ class Linear {
   }
 
   const Kernel& kernel_;
-  const Layout& layout_;
-  const Activations& a_;
+  Layout layout_;
+  Activations a_;
   const Weight* weights_;
   int64_t weight_count_;
   Scratch& scratch_;

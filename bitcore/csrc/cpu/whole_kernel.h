@@ -3,6 +3,7 @@
 
 #include "activations.h"
 #include "attention.h"
+#include "elementwise.h"
 #include "outputs.h"
 #include "transcode.h"
 #include "weights.h"
@@ -23,6 +24,7 @@ constexpr Kernel whole_kernel(const char* name, uint64_t required, int int8_zero
       .write = write,
       .square = square,
       .normalize = normalize,
+      .combine = combine,
       .rotate = rotate,
       .attend = attend,
       .magnitude_sum = magnitude_sum,

@@ -1,0 +1,19 @@
+"""Which modules compute what their class says and nothing else, so that an operator over many may stand for them."""
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether `module` is a `cls` itself, in eval mode, without hooks or a forward of its own."""
+    return (
+        type(module) is cls
+        and not module.training
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and "forward" not in vars(module)
+    )
+
+
+def has_global_hooks() -> bool:
+    """Whether PyTorch calls hooks for every module."""
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
