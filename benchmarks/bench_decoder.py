@@ -67,7 +67,7 @@ class Run:
     read_seconds: list[float] = field(default_factory=list)  # of weight_bytes at the speed of a plain read
     token_seconds: dict[str, list[float]] = field(default_factory=dict)
     prompt_seconds: dict[str, dict[int, list[float]]] = field(default_factory=dict)
-    other_seconds: list[float] = field(default_factory=list)  # of a token, without its matrix products
+    other_seconds: list[float] = field(default_factory=list)  # of a token, less its matrix products
     load: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -76,6 +76,15 @@ def seconds_a_token(engine: Engine, context: int, tokens: int) -> float:
     engine.forget_after(context)
     times = [seconds_of(partial(engine.read, torch.randint(VOCAB_SIZE, (1,)))) for _ in range(tokens)]
     return statistics.median(times[1:])
+
+
+def seconds_beside_products(engine: BitLabEngine, context: int, tokens: int, rounds: int) -> list[float]:
+    """A token less all its matrix products, which take turns."""
+    multiply, times = engine.products(), []
+    for _ in range(rounds):
+        multiplying = statistics.median(seconds_of(multiply) for _ in range(tokens))
+        times.append(seconds_a_token(engine, context, tokens) - multiplying)
+    return times
 
 
 def measure(run: Run, engines: list[Engine], prompts: list[int], tokens: int, rounds: int) -> None:
@@ -92,10 +101,7 @@ def measure(run: Run, engines: list[Engine], prompts: list[int], tokens: int, ro
                 if engine is ours:
                     run.read_seconds.append(seconds)
                 run.token_seconds.setdefault(engine.name, []).append(seconds_a_token(engine, run.context, tokens))
-        ours.forget_after(run.context)
-        without_products = ours.without_products()
-        times = [seconds_of(partial(without_products, torch.tensor([1]))) for _ in range(tokens)]
-        run.other_seconds = times[1:]
+        run.other_seconds = seconds_beside_products(ours, run.context, tokens, rounds)
         for length in prompts:
             for _ in range(rounds):
                 for engine in engines:

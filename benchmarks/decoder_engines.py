@@ -5,14 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitcore import BitQuantConfig
-from bitcore.kernels.compiled import CompiledKernel
-from bitlayers import BitLayer
+from bitlayers import BitLayer, BitLinear, linear_group
 from bitmodels import export_gguf
 from bitmodels.rope import RopeConfig
 from bitmodels.transformer import BitTransformerConfig, BitTransformerModel
@@ -72,16 +70,21 @@ class Engine(ABC):
 
 
 class BitLabEngine(Engine):
-    """A BitTransformerModel."""
+    """A BitTransformerModel, by the calls that its `generate` makes."""
 
     name = "BitLab"
 
     def __init__(self, model: BitTransformerModel) -> None:
         self.model = model
         self.cache = model.new_cache(1, 1024)
+        self.step = model.steps_from(self.cache)
 
     def read(self, tokens: Tensor) -> None:
-        self.model.next_logits(tokens.unsqueeze(0), None, self.cache)
+        input_ids = tokens.unsqueeze(0)
+        if len(tokens) == 1 and self.cache.length > 0 and self.step is not None:
+            self.step(input_ids)
+        else:
+            self.model.next_logits(input_ids, None, self.cache)
 
     def forget_after(self, length: int) -> None:
         self.cache.length = length
@@ -94,31 +97,22 @@ class BitLabEngine(Engine):
         floats = [tensor for tensor in self.model.parameters() if tensor.dim() == 2]
         return sum(tensor.nbytes for tensor in (*packed, *floats))
 
-    def without_products(self) -> Callable[[Tensor], None]:
-        """`read` of one token that takes the results of all matrix products from the first call."""
-        results: list[Any] = []
-        originals = CompiledKernel.linear, CompiledKernel.linear_group
+    def products(self) -> Callable[[], None]:
+        """All matrix products of a token and nothing else: those of one width together, as one operator call."""
+        by_width: dict[int, list[BitLinear]] = {}
+        for module in self.model.model.layers.modules():
+            if isinstance(module, BitLinear):
+                by_width.setdefault(module.in_features, []).append(module)
+        dtype = self.model.model.norm.weight.dtype
+        inputs = {width: torch.randn(1, width).to(dtype) for width in by_width}
+        hidden = torch.randn(1, self.model.config.hidden_size).to(dtype)
 
-        def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                results.append(original(*arguments))
-                return results[-1]
+        def multiply() -> None:
+            for width, layers in by_width.items():
+                linear_group(layers, inputs[width])
+            self.model.logits(hidden)
 
-            return call
-
-        def replayed(*arguments: Any) -> Any:
-            results.append(results.pop(0))
-            return results[-1]
-
-        def read(tokens: Tensor) -> None:
-            replacements = (replayed, replayed) if results else map(recorded, originals)
-            CompiledKernel.linear, CompiledKernel.linear_group = replacements  # type: ignore[method-assign]
-            try:
-                self.read(tokens)
-            finally:
-                CompiledKernel.linear, CompiledKernel.linear_group = originals  # type: ignore[method-assign]
-
-        return read
+        return multiply
 
 
 class TransformersEngine(Engine):

@@ -37,7 +37,7 @@ and a plain read of memory take turns.
 {_lines(_engines(run))}
 
 transformers: BitNetForCausalLM, dense bfloat16 weights. llama.cpp: its llama architecture (SwiGLU, no sub-norms) with a
-Q8_0 head. Spread: of the rounds.
+Q8_0 head. Spread: of the rounds. A token beside its products: less all of them, each width in one call.
 """
 
 
@@ -86,7 +86,7 @@ def _asked(run: Run) -> list[str]:
             ratio = _ratio(run.prompt_seconds[name][length], run.prompt_seconds[OURS][length])
             lines.append(_line(f"prompt of {length} against {name}", f"{asked}x", f"{ratio:.2f}x", ratio >= asked))
     other = statistics.median(run.other_seconds)
-    what = "a token without its matrix products (norms, attention, Python)"
+    what = "a token beside its matrix products (norms, attention, Python)"
     lines.append(_line(what, "under 3 ms", f"{other * 1e3:.1f} ms", other < ASKED_OTHER_SECONDS))
     for name, load in run.load.items():
         seconds, share = load["seconds"], load["peak_bytes"] / load["file_bytes"]

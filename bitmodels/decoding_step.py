@@ -65,7 +65,7 @@ class DecodingStep:
         if decoder is None or past >= room or input_ids.shape != (keys.shape[0], 1) or input_ids.dtype != torch.int64:
             return None
         model = self._model.model
-        tokens = input_ids[:, 0].contiguous()
+        tokens = input_ids.reshape(-1)
         inputs = tokens if decoder.takes_tokens else model.embed_tokens(tokens).to(model.norm.weight.dtype)
         try:
             outputs = decoder.step(inputs, past)

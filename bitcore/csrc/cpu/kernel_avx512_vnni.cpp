@@ -127,6 +127,12 @@ INLINE void prefetch(const uint8_t* w) {
   _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), kInto);
 }
 
+// Far into L2, near into L1.
+INLINE void prefetch_twice(const uint8_t* w) {
+  prefetch<8192, _MM_HINT_T1>(w);
+  prefetch<512, _MM_HINT_T0>(w);
+}
+
 template <class Codes, int kRows>
 INLINE void gemv_bit_fields(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t* acc) {
   constexpr int kPlanes = Codes::kPlanes;
@@ -136,9 +142,7 @@ INLINE void gemv_bit_fields(const Product& p, const int8_t* x_q, const uint8_t* 
     load_planes(x, x_q + byte, p.plane);
     UNROLL for (int r = 0; r < kRows; ++r) {
       const uint8_t* row = w + r * p.row_stride + byte;
-      const uint8_t* next = w + kRows * (p.row_stride + byte) + kStep * r;
-      prefetch<8192, _MM_HINT_T1>(next);
-      prefetch<512, _MM_HINT_T0>(next);
+      prefetch_twice(w + kRows * (p.row_stride + byte) + kStep * r);
       const __m512i bytes = load_weights(row);
       __m512i codes[kPlanes];
       UNROLL for (int j = 0; j < kPlanes; ++j) {
@@ -204,7 +208,7 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
     UNROLL for (int r = 0; r < kRows; ++r) {
-      prefetch<6144, _MM_HINT_T1>(w + kRows * (p.row_stride + byte) + kStep * r);
+      prefetch_twice(w + kRows * (p.row_stride + byte) + kStep * r);
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
     }
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
