@@ -208,7 +208,8 @@ INLINE void gemm(const Product& p, const int8_t* x_q, const uint8_t* w, int32_t*
   for_each_step(0, p.bytes, [&](int64_t byte, const auto& load_weights) __attribute__((always_inline)) {
     Codes decoder[kRows];
     UNROLL for (int r = 0; r < kRows; ++r) {
-      prefetch_twice(w + kRows * (p.row_stride + byte) + kStep * r);
+      const uint8_t* next = w + kRows * (p.row_stride + byte) + kStep * r;
+      kVectors < 4 ? prefetch_twice(next) : prefetch<6144, _MM_HINT_T1>(next);
       decoder[r] = {load_weights(w + r * p.row_stride + byte)};
     }
     UNROLL for (int j = 0; j < Codes::kPlanes; ++j) {
