@@ -117,7 +117,18 @@ def test_any_number_of_threads(threads: int) -> None:
     model = model_of(torch.bfloat16, sub_norm=True, activation="relu2", head_dtype="int8", **sizes)
     torch.set_num_threads(threads)
     assert_same_steps(model, steps=8)
-    torch.set_num_threads(1)  # also another than it was opened with
+
+
+@torch.no_grad()
+def test_the_number_of_threads_may_change_between_steps() -> None:
+    model, prompt = model_of(head_dtype="int8"), torch.randint(60, (1, 6))
+    ordinary, cache = filled(model, prompt), filled(model, prompt)
+    step = model.steps_from(cache)
+    assert step is not None
+    for threads in (1, 3, 2, 1):
+        torch.set_num_threads(threads)
+        token = torch.randint(60, (1, 1))
+        assert torch.equal(step(token), model.next_logits(token, None, ordinary))
 
 
 @pytest.mark.parametrize("kind", ["llama3", "yarn", "linear"])

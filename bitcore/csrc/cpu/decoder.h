@@ -6,7 +6,7 @@
 //               x += y_o       norm, quantize | gate, up | activation | norm, quantize | down
 //     the end   x += y_down    norm, quantize | head
 //
-// Every | is the end of a phase of team.h. All that a step does is laid out once, so that a step allocates nothing.
+// Every | is the end of a phase of team.h. What a step does is laid out once, for all steps.
 #pragma once
 
 #include <cstdlib>
@@ -97,13 +97,15 @@ class Decoder {
     position_.past = past;
     if (head_ != nullptr) head_->weights[0].y = y;
     team_.start();
-    parallel_for(threads_, 1, [this](int64_t, int64_t) { team_.work(); });
+    parallel_for(kMostThreads, 1, [this](int64_t, int64_t) { team_.work(); });
     team_.finish();
     if (head_ == nullptr)
       memcpy(y, normed_, static_cast<size_t>(sizes_.rows * sizes_.hidden * item_size(sizes_.dtype)));
   }
 
  private:
+  static constexpr int64_t kMostThreads = 1024;
+
   struct Free {
     void operator()(char* memory) const { std::free(memory); }
   };

@@ -5,8 +5,8 @@
 // they have claimed, and go on. No number of threads is assumed: one that is alone does everything, one that comes late
 // finds less to do, and nobody waits for a chunk that no thread has claimed.
 //
-// A thread that waits for the phases before claims further ahead, and prefetches what these chunks will read. So memory
-// is read at nearly its full speed also while one thread does what only one can do, such as a norm.
+// A thread that waits for the phases before claims further ahead, and reads into its cache what these chunks will read.
+// So memory is read at nearly its full speed also while one thread does what only one can do, such as a norm.
 #pragma once
 
 #include <atomic>
@@ -31,7 +31,7 @@ class Phase {
   virtual ~Phase() = default;
   virtual void run(int64_t chunk) = 0;
 
-  // The parts of memory that `run` will read and no phase writes, first to last; an empty one ends them.
+  // The parts of memory that `run` will read and no phase writes, one after the other; an empty one ends them.
   virtual Bytes reads(int64_t /*chunk*/, int64_t /*part*/) const { return {}; }
 
  private:
@@ -70,7 +70,7 @@ class Team {
   }
 
  private:
-  // A claimed chunk, and how much of what it reads has been prefetched.
+  // A claimed chunk, and how far what it reads has been read ahead: `offset` in `part`, `bytes` in all.
   struct Claim {
     size_t phase;
     int64_t chunk;
@@ -97,11 +97,10 @@ class Team {
 
    private:
     static constexpr int64_t kMostClaims = 64;
-    static constexpr int64_t kAhead = int64_t{512} << 10;  // bytes prefetched and not yet read: half of a usual L2
-    static constexpr int64_t kHead = int64_t{8} << 10;     // of the next chunk: as far as matmul prefetches by itself
-    static constexpr int64_t kPiece = int64_t{2} << 10;    // prefetched between two looks at what others have done
+    static constexpr int64_t kAhead = int64_t{512} << 10;  // bytes read ahead at most: half of a usual L2
+    static constexpr int64_t kPiece = int64_t{2} << 10;    // of them, between two looks at what others have done
     static constexpr int64_t kLine = 64;
-    static constexpr int kSpins = 4000;
+    static constexpr int kSpins = 4000;  // then other threads may need the core
 
     Claim& at(int64_t place) { return claims_[(first_ + place) % kMostClaims]; }
 
