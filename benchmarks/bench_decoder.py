@@ -78,13 +78,14 @@ def seconds_a_token(engine: Engine, context: int, tokens: int) -> float:
     return statistics.median(times[1:])
 
 
-def seconds_beside_products(engine: BitLabEngine, context: int, tokens: int, rounds: int) -> list[float]:
-    """A token less all its matrix products, which take turns."""
+def seconds_beside_products(engine: BitLabEngine, context: int, tokens: int) -> list[float]:
+    """Each of some tokens, less all its matrix products right after it."""
     multiply, times = engine.products(), []
-    for _ in range(rounds):
-        multiplying = statistics.median(seconds_of(multiply) for _ in range(tokens))
-        times.append(seconds_a_token(engine, context, tokens) - multiplying)
-    return times
+    engine.forget_after(context)
+    for _ in range(tokens):
+        whole = seconds_of(partial(engine.read, torch.randint(VOCAB_SIZE, (1,))))
+        times.append(whole - seconds_of(multiply))
+    return times[1:]
 
 
 def measure(run: Run, engines: list[Engine], prompts: list[int], tokens: int, rounds: int) -> None:
@@ -101,7 +102,7 @@ def measure(run: Run, engines: list[Engine], prompts: list[int], tokens: int, ro
                 if engine is ours:
                     run.read_seconds.append(seconds)
                 run.token_seconds.setdefault(engine.name, []).append(seconds_a_token(engine, run.context, tokens))
-        run.other_seconds = seconds_beside_products(ours, run.context, tokens, rounds)
+        run.other_seconds = seconds_beside_products(ours, run.context, tokens * rounds)
         for length in prompts:
             for _ in range(rounds):
                 for engine in engines:

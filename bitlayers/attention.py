@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 from bitcore.ops.attention import attend_next_position, attend_one_position, serves_next_position, serves_one_position
+from bitlayers.changes import CountsChanges
 from bitlayers.key_value_cache import AttentionCache, KeyValueCache
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
@@ -18,7 +19,7 @@ from bitlayers.rotary import HalfRotary
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class BitAttention(nn.Module):
+class BitAttention(CountsChanges, nn.Module):
     """o_proj(sub_norm(attention(q_proj(x), k_proj(x), v_proj(x)))), with BitLinear projections.
 
     Outside training q, k and v are one operator call (`linear_group`); attention is F.scaled_dot_product_attention.

@@ -25,18 +25,16 @@ from bitcore.exceptions import (
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import quantizer_for
+from bitlayers.changes import CountsChanges
 from bitlayers.fused_optimizers import notice_fused_steps
 
 PACKED_NAMES = ("weight_packed", "weight_scale", "weight_zero_point")
-TENSOR_NAMES = frozenset({*PACKED_NAMES, "weight", "bias"})
 
 
-class BitLayer(nn.Module):
+class BitLayer(CountsChanges, nn.Module):
     """A layer whose `weight`, read as a matrix [rows, columns], is quantized. First of a layer's bases."""
 
     dense_type: ClassVar[type[nn.Module] | None] = None  # what `convert` replaces by this layer
-
-    changes: ClassVar[int] = 0  # of any layer: for who holds what was made of layers
 
     quantize: bool = True  # False: the layer computes what its dense type does and cannot be deployed
     frozen: bool = False  # True lets train() leave a deployed layer as it is, for adapters that are trained around it
@@ -58,14 +56,9 @@ class BitLayer(nn.Module):
         self._kernel: BitKernelBase | None = None
         self._kernel_dtype: torch.dtype | None = None
         self._kernel_decision: object | None = None
-        BitLayer.changes += 1
+        CountsChanges.changes += 1
         with suppress(KernelNotFoundError):  # told at the first call, when the input's dtype is known
             self._kernel_for(self._own_dtype())
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in TENSOR_NAMES:
-            BitLayer.changes += 1
 
     @classmethod
     def from_dense(cls, dense: Any, quant_config: BitQuantConfig | None = None, *, copy: bool = True) -> Self:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, PrecisionWarning
+from bitlayers.changes import CountsChanges
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
 from bitlayers.rms_norm import rms_norm
@@ -30,7 +31,7 @@ def relu_squared(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu2": relu_squared, "gelu": F.gelu}
 
 
-class BitFeedForward(nn.Module):
+class BitFeedForward(CountsChanges, nn.Module):
     """down_proj(sub_norm(activation(gate_proj(x)) * up_proj(x))), or without a gate down_proj(activation(up_proj(x))).
 
     Outside training gate and up are one operator call (`linear_group`). Parameters are named as in Hugging Face's Llama

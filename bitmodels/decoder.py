@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ShapeError
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward
+from bitlayers.changes import CountsChanges
 from bitlayers.key_value_cache import AttentionCache
 from bitlayers.rms_norm import rms_norm
 from bitmodels.rope import rotary_at
@@ -20,7 +21,7 @@ TABLE_CONFIGS = {  # of embeddings and head, by head_dtype
 }
 
 
-class BitDecoderLayer(nn.Module):
+class BitDecoderLayer(CountsChanges, nn.Module):
     """x + attention(norm(x)), then the same with the MLP block."""
 
     def __init__(self, config: BitTransformerConfig, quant_config: BitQuantConfig) -> None:
@@ -50,7 +51,7 @@ class BitDecoderLayer(nn.Module):
         )
 
 
-class BitDecoder(nn.Module):
+class BitDecoder(CountsChanges, nn.Module):
     """Token embeddings and decoder layers: everything but the head."""
 
     def __init__(self, config: BitTransformerConfig, quant_config: BitQuantConfig) -> None:

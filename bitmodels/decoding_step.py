@@ -1,5 +1,6 @@
 """DecodingStep: the step from one token to the next on a CPU, one operator for all layers, with no Python within."""
 
+from contextlib import suppress
 from operator import is_
 
 import torch
@@ -8,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bitcore.exceptions import ArgumentError
 from bitcore.ops.decoder import OpenDecoder
-from bitlayers import BitLayer
+from bitlayers.changes import CountsChanges
 from bitmodels.packed_decoder import Decoding, kernel_of, norms_of, open_decoder, projections_of, why_not
 from bitmodels.transformer_cache import TransformerCache
 
@@ -17,7 +18,7 @@ class DecodingStep:
     """The logits of the next token from one operator: for a batch without padding, from a filled cache on.
 
     Bit for bit those of `model.next_logits`, without gradients. A model or cache that has changed between two steps is
-    noticed; where the operator does not serve any more, `next_logits` does.
+    noticed; where the operator does not serve any more, `next_logits` does, and says what is wrong.
 
     Args:
         model: in eval mode, on a CPU.
@@ -64,40 +65,46 @@ class DecodingStep:
         room = min(keys.shape[2], self._model.model.config.max_length)
         if decoder is None or past >= room or input_ids.shape != (keys.shape[0], 1) or input_ids.dtype != torch.int64:
             return None
-        model = self._model.model
-        tokens = input_ids.reshape(-1)
-        inputs = tokens if decoder.takes_tokens else model.embed_tokens(tokens).to(model.norm.weight.dtype)
+        model, tokens = self._model.model, input_ids.reshape(-1)
         try:
+            inputs = tokens if decoder.takes_tokens else model.embed_tokens(tokens).to(model.norm.weight.dtype)
             outputs = decoder.step(inputs, past)
-        except RuntimeError:  # no token of the vocabulary, or memory that is not what it was
+        except RuntimeError:  # no token of the vocabulary, another device, or memory that is not what it was
             self._decoder = None
             return None
         return outputs if decoder.gives_logits else self._model.logits(outputs)
 
     def _open(self) -> None:
         """Lays the step out for the model as it is now."""
-        decoder, cache = self._model.model, self._cache
         self._decoder = None
+        if why_not(self._model, self._cache) is not None:
+            return
+        decoder = self._model.model
         self._first = next(projections_of(decoder))
         self._masters = [layer.weight for layer in projections_of(decoder) if layer.weight is not None]
         self._norms = [norm._parameters for norm in norms_of(decoder)]
-        self._norm_weights = [norm["weight"] for norm in self._norms]
-        self._tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        self._state = self._current_state()
-        if why_not(self._model, cache) is None:
-            self._decoder = open_decoder(self._model, cache)
+        self._held, self._counts = self._current_objects(), self._current_counts()
+        with suppress(RuntimeError):  # of tensors that do not fit each other: the layers say which
+            self._decoder = open_decoder(self._model, self._cache)
 
     def _is_current(self) -> bool:
         """Whether nothing has been put in the place of what the operator holds."""
-        tensors = [tensor for layer in self._cache.layers for tensor in (layer.keys, layer.values)]
         return (
             self._decoder is not None
-            and self._state == self._current_state()
-            and all(map(is_, (norm["weight"] for norm in self._norms), self._norm_weights))
-            and all(map(is_, tensors, self._tensors))
+            and self._counts == self._current_counts()
+            and all(map(is_, self._held, self._current_objects()))
         )
 
-    def _current_state(self) -> tuple[object, ...]:
-        """Counters of changes to layers, of hooks and to weights that are not deployed, and the choice of kernels."""
-        kernel = kernel_of(self._first, self._model.model.norm.weight.dtype)
-        return BitLayer.changes, RemovableHandle.next_id, id(kernel), *[master._version for master in self._masters]
+    def _current_objects(self) -> list[object]:
+        """What can be exchanged without being counted."""
+        decoder = self._model.model
+        objects: list[object] = [kernel_of(self._first, decoder.norm.weight.dtype), decoder, self._model.lm_head]
+        objects += decoder.layers
+        objects += [norm["weight"] for norm in self._norms]
+        for layer in self._cache.layers:
+            objects += (layer.keys, layer.values)
+        return objects
+
+    def _current_counts(self) -> list[int]:
+        """Of changes to layers, of hooks, and of changes to weights that are not deployed."""
+        return [CountsChanges.changes, RemovableHandle.next_id, *(master._version for master in self._masters)]

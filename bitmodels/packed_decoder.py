@@ -11,7 +11,7 @@ from bitcore.exceptions import KernelNotFoundError
 from bitcore.kernels.cpu import CompiledCpuKernel
 from bitcore.ops.decoder import Layer, Norm, OpenDecoder, Projection, serves_rows, why_not_served
 from bitcore.packed_weight import PackedWeight
-from bitlayers import BitAttention, BitEmbedding, BitFeedForward, BitLinear, KeyValueCache
+from bitlayers import BitAttention, BitEmbedding, BitFeedForward, BitLayer, BitLinear, KeyValueCache
 from bitlayers.plain import has_global_hooks, is_plain
 from bitmodels.decoder import BitDecoder, BitDecoderLayer
 from bitmodels.transformer_cache import TransformerCache
@@ -83,8 +83,10 @@ def open_decoder(model: Decoding, cache: TransformerCache) -> OpenDecoder:
     )
 
 
-def kernel_of(layer: BitLinear | BitEmbedding, dtype: torch.dtype) -> CompiledCpuKernel | None:
+def kernel_of(layer: nn.Module, dtype: torch.dtype) -> CompiledCpuKernel | None:
     """The compiled CPU kernel that serves the layer now, or None."""
+    if not isinstance(layer, BitLayer):
+        return None
     try:
         kernel = layer._kernel_for(dtype)
     except KernelNotFoundError:  # told by the layer itself, when it is called
@@ -107,7 +109,7 @@ def norms_of(decoder: BitDecoder) -> Iterator[nn.RMSNorm]:
 def _layer_projections(layer: nn.Module) -> tuple[BitLinear, ...]:
     assert isinstance(layer, BitDecoderLayer)
     attention, mlp = layer.self_attn, layer.mlp
-    assert mlp.gate_proj is not None
+    assert mlp.gate_proj is not None  # a BitDecoderLayer has one
     mlp_projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *mlp_projections
 
@@ -126,6 +128,7 @@ def _parts_are_plain(decoder: BitDecoder) -> Iterator[bool]:
             and is_plain(layer, BitDecoderLayer)
             and is_plain(layer.self_attn, BitAttention)
             and is_plain(layer.mlp, BitFeedForward)
+            and layer.mlp.gate_proj is not None
         )
     for projection in projections_of(decoder):
         yield is_plain(projection, BitLinear) and projection.norm is None

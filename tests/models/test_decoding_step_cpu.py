@@ -152,57 +152,87 @@ def test_eval_mode_without_deploying_and_masters_that_change() -> None:
         assert torch.equal(step(token), model.next_logits(token, None, other))
 
 
-def replace_a_scale(model: BitTransformerModel) -> None:
+def replace_a_scale(model: BitTransformerModel, _: BitTransformerModel) -> None:
     layer = model.model.layers[0].mlp.down_proj
     layer.weight_scale = layer.weight_scale * 3
 
 
-def replace_a_norm(model: BitTransformerModel) -> None:
+def replace_a_norm(model: BitTransformerModel, _: BitTransformerModel) -> None:
     model.model.layers[1].input_layernorm.weight = nn.Parameter(torch.randn(64))
 
 
-def scale_in_place(model: BitTransformerModel) -> None:
+def scale_in_place(model: BitTransformerModel, _: BitTransformerModel) -> None:
     model.model.layers[0].self_attn.v_proj.weight_scale.mul_(2.0)
 
 
-def swap_data(model: BitTransformerModel) -> None:
-    model.model.norm.weight.data = torch.randn(64)
+def change_a_bias_in_place(model: BitTransformerModel, _: BitTransformerModel) -> None:
+    model.model.layers[0].self_attn.k_proj.bias.add_(2.0)
 
 
-def load_a_state(model: BitTransformerModel) -> None:
-    model.load_state_dict(model_of(sub_norm=True, attention_bias=True).state_dict())
+def swap_data(model: BitTransformerModel, _: BitTransformerModel) -> None:
+    model.model.norm.weight.data = torch.randn(64).bfloat16()
 
 
-def add_a_hook(model: BitTransformerModel) -> None:
+def load_a_state(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.load_state_dict(other.state_dict())
+
+
+def load_and_assign_a_state(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.load_state_dict(other.state_dict(), assign=True)
+
+
+def add_a_hook(model: BitTransformerModel, _: BitTransformerModel) -> None:
     model.model.layers[0].self_attn.o_proj.register_forward_hook(lambda *arguments: 2 * arguments[2])
 
 
-def put_a_linear(model: BitTransformerModel) -> None:
-    model.model.layers[0].mlp.up_proj = BitLinear(64, 112, bias=False).deploy()
+def put_another_projection(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.model.layers[0].mlp.up_proj = other.model.layers[0].mlp.up_proj
 
 
-@pytest.mark.parametrize(
-    "change", [replace_a_scale, replace_a_norm, scale_in_place, swap_data, load_a_state, add_a_hook, put_a_linear]
-)
+def put_a_dense_projection(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.model.layers[0].mlp.up_proj = other.model.layers[1].mlp.up_proj
+
+
+def put_another_norm(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.model.layers[2].mlp.ffn_sub_norm = other.model.layers[2].mlp.ffn_sub_norm
+
+
+def put_another_layer(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.model.layers[2] = other.model.layers[0]
+
+
+def put_another_head(model: BitTransformerModel, other: BitTransformerModel) -> None:
+    model.lm_head = other.lm_head
+
+
+CHANGES = [replace_a_scale, replace_a_norm, scale_in_place, change_a_bias_in_place, swap_data, load_a_state]
+CHANGES += [load_and_assign_a_state, add_a_hook, put_another_projection, put_a_dense_projection, put_another_norm]
+CHANGES += [put_another_layer, put_another_head]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_a_model_that_changes_between_steps_gives_nothing_stale(change: object) -> None:
-    model, prompt = model_of(sub_norm=True, attention_bias=True), torch.randint(60, (2, 6))
+    options = {"sub_norm": True, "attention_bias": True, "head_dtype": "int8"}
+    model, other = model_of(torch.bfloat16, **options), model_of(torch.bfloat16, **options)
+    if change is put_a_dense_projection:
+        other.model.layers[1].mlp.up_proj = nn.Linear(64, 112, bias=False, dtype=torch.bfloat16)
+    prompt = torch.randint(60, (2, 6))
     ordinary, cache = filled(model, prompt), filled(model, prompt)
     step = model.steps_from(cache)
     assert step is not None
-    before = None
-    for position in range(4):
+    for _ in range(2):
         token = torch.randint(60, (2, 1))
-        if position == 2:
-            before = step(token).clone()
-            for layer in cache.layers:
-                layer.length -= 1
-            cache.length -= 1
-            change(model)
+        assert torch.equal(step(token), model.next_logits(token, None, ordinary))
+    before = step(torch.ones(2, 1, dtype=torch.long)).clone()
+    cache.length = ordinary.length
+    for layer in cache.layers:
+        layer.length = ordinary.length
+    change(model, other)
+    for token in (torch.ones(2, 1, dtype=torch.long), torch.randint(60, (2, 1))):
         expected = model.next_logits(token, None, ordinary)
+        assert not torch.equal(expected, before)
         assert torch.equal(step(token), expected)
-        if position == 2:
-            assert not torch.equal(expected, before)
 
 
 @torch.no_grad()

@@ -92,8 +92,8 @@ class OpenDecoder {
     const std::lock_guard lock(mutex_);
     for (const Held& held : held_) require(held.is_unchanged(), "a tensor must be what the decoder was opened for");
     check_input(input);
-    require(y.is_cpu() && y.scalar_type() == held_[0].dtype && y.is_contiguous() && y.dim() == 2 &&
-                y.size(0) == sizes_.rows && y.size(1) == outputs_,
+    require(y.is_cpu() && y.scalar_type() == type_ && y.is_contiguous() && y.dim() == 2 && y.size(0) == sizes_.rows &&
+                y.size(1) == outputs_,
             "y must be contiguous [batch, outputs] of the dtype of the norms");
     require(past >= 0 && past < sizes_.room, "the cache must have room");
     for (auto& [weight, bias] : converted_biases_) {
@@ -122,7 +122,7 @@ class OpenDecoder {
     sizes_.intermediate = tensors.packed[4].size(0);
     require(sizes_.hidden >= 1 && sizes_.intermediate >= 1, "weights must have rows");
     sizes_.dtype = dtype_of<cpu::Dtype>(keys.scalar_type());
-    held_.emplace_back(keys);
+    type_ = keys.scalar_type();
   }
 
   void add_layer(const DecoderTensors& tensors, const Mode& mode, size_t index, cpu::DecoderLayer& layer) {
@@ -163,19 +163,21 @@ class OpenDecoder {
   cpu::Norm norm_of(const DecoderTensors& tensors, size_t index, int64_t n) {
     const Tensor* weight = given(tensors.norm, index);
     if (weight == nullptr) return {nullptr, 0.0f};
-    check_vector(*weight, held_[0].dtype, n);
+    check_vector(*weight, type_, n);
     held_.emplace_back(*weight);
     const auto* const eps = static_cast<const double*>(tensors.eps.const_data_ptr());
     return {weight->const_data_ptr(), static_cast<float>(eps[index])};
   }
 
   char* cache_of(const Tensor& cache) {
-    require(cache.is_cpu() && cache.scalar_type() == held_[0].dtype && cache.dim() == 4 &&
-                cache.size(0) == sizes_.rows && cache.size(1) == sizes_.kv_heads && cache.size(2) == sizes_.room &&
-                cache.size(3) == sizes_.head_dim && cache.is_contiguous(),
+    require(cache.is_cpu() && cache.scalar_type() == type_ && cache.dim() == 4 && cache.size(0) == sizes_.rows &&
+                cache.size(1) == sizes_.kv_heads && cache.size(2) == sizes_.room && cache.size(3) == sizes_.head_dim &&
+                cache.is_contiguous(),
             "keys and values must be contiguous [batch, kv_heads, room, head_dim], the same for all layers");
+    Tensor written = cache;
+    auto* const memory = static_cast<char*>(written.mutable_data_ptr());
     held_.emplace_back(cache);
-    return static_cast<char*>(held_.back().tensor.mutable_data_ptr());
+    return memory;
   }
 
   const cpu::Weight* head_of(const DecoderTensors& tensors, const Mode& mode) {
@@ -204,7 +206,7 @@ class OpenDecoder {
 
   void check_input(const Tensor& input) const {
     if (tokens_ == 0) {
-      require(input.is_cpu() && input.scalar_type() == held_[0].dtype && input.is_contiguous() && input.dim() == 2 &&
+      require(input.is_cpu() && input.scalar_type() == type_ && input.is_contiguous() && input.dim() == 2 &&
                   input.size(0) == sizes_.rows && input.size(1) == sizes_.hidden,
               "input must be contiguous [batch, hidden_size] of the dtype of the norms");
       return;
@@ -232,6 +234,7 @@ class OpenDecoder {
   }
 
   std::mutex mutex_;
+  ScalarType type_;  // of activations, norms and caches
   cpu::DecoderSizes sizes_;
   int64_t outputs_, tokens_ = 0;
   std::vector<Held> held_;
