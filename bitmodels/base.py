@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from typing_extensions import Self
 
+from bitcore.checks import config_or_default
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import CheckpointError, ConfigError, LayerStateError
 from bitlayers import BitLayer, deploy
@@ -37,7 +38,7 @@ class BitModelBase(nn.Module):
     def __init__(self, config: BitModelConfig, quant_config: BitQuantConfig | None = None) -> None:
         super().__init__()
         self.config: Any = config
-        self.quant_config = quant_config if quant_config is not None else BitQuantConfig()
+        self.quant_config = config_or_default(quant_config)
 
     @property
     def is_deployed(self) -> bool:

@@ -1,0 +1,45 @@
+"""What is checked of many arguments: that a config is one, and values of tensors, where they can be looked at."""
+
+import torch
+from torch import Tensor
+
+from bitcore.config import BitQuantConfig
+from bitcore.exceptions import ArgumentError, QuantizationError
+
+
+def config_or_default(quant_config: BitQuantConfig | None) -> BitQuantConfig:
+    """`quant_config`, or BitNet b1.58 if it is None. Raises ArgumentError for anything else."""
+    if quant_config is None:
+        return BitQuantConfig()
+    check_config(quant_config)
+    return quant_config
+
+
+def check_config(quant_config: BitQuantConfig) -> None:
+    """Raises ArgumentError for what is no BitQuantConfig, such as a dict or the name of one."""
+    if not isinstance(quant_config, BitQuantConfig):
+        raise ArgumentError("quant_config", repr(quant_config), "a BitQuantConfig")
+
+
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether the values of `tensor` can be checked: not on the meta device, not while a graph is traced."""
+    return tensor.device.type != "meta" and not torch.compiler.is_compiling()
+
+
+def check_finite(argument: str, tensor: Tensor) -> None:
+    """Raises QuantizationError with the place of the first NaN or Inf in `tensor`."""
+    if can_look_at(tensor):
+        refuse(argument, tensor, ~tensor.isfinite(), "finite")
+
+
+def check_positive(argument: str, tensor: Tensor) -> None:
+    """Raises QuantizationError with the place of the first value in `tensor` that is not positive and finite."""
+    if can_look_at(tensor):
+        refuse(argument, tensor, ~(tensor.isfinite() & (tensor > 0)), "positive and finite")
+
+
+def refuse(argument: str, tensor: Tensor, bad: Tensor, expected: str) -> None:
+    """Raises QuantizationError with the place of the first value in `tensor` that is `bad`, a bool tensor like it."""
+    if bool(bad.any()):
+        place = [int(index) for index in bad.nonzero()[0]]
+        raise QuantizationError(argument, f"{tensor[tuple(place)].item()} at {place}", expected)
