@@ -15,10 +15,12 @@ def register_model(name: str) -> Callable[[ModelClass], ModelClass]:
     """Class decorator: adds a BitModelBase under `name`, which becomes its `model_type`.
 
     Raises:
-        ArgumentError: the name is taken by another class.
+        ArgumentError: the name is taken by another class, or the class is not a BitModelBase.
     """
 
     def decorator(model: ModelClass) -> ModelClass:
+        if not (isinstance(model, type) and issubclass(model, BitModelBase)):
+            raise ArgumentError("model", model, "a subclass of BitModelBase")
         taken = MODEL_REGISTRY.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (model.__module__, model.__qualname__):
             raise ArgumentError(

@@ -242,6 +242,15 @@ def test_what_no_file_can_hold_is_refused_and_nothing_is_written(
         export_gguf(nn.Linear(3, 3), tmp_path / "model.gguf")
 
 
+def test_a_file_needs_a_folder_and_a_free_place(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder: '.*nowhere'"):
+        export_gguf(made(LLAMA), tmp_path / "nowhere" / "model.gguf")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a folder, where a file is to be written: '.*folder'"):
+        export_gguf(made(LLAMA), tmp_path / "folder")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
 # What is refused on reading
 
 
