@@ -11,7 +11,7 @@ from bitcore.exceptions import ShapeError
 
 
 def simplest_scale(scale: Tensor, is_zero: Callable[[], Tensor]) -> Tensor:
-    """One scale [1] if all are equal, else one a row [N] if those of a row are, else `scale` [N, groups].
+    """One scale [1] if all are equal, else one a row [N] if those of a row are, else the fewest groups [N, groups].
 
     A group of zero weights is as good with any scale, and encoders leave 0 there: it takes the largest of its row.
 
@@ -31,6 +31,11 @@ def simplest_scale(scale: Tensor, is_zero: Callable[[], Tensor]) -> Tensor:
         return scale[0, :1].clone()  # without what it was cut from
     if bool((scale == scale[:, :1]).all()):
         return scale[:, 0].clone()
+    rows, groups = scale.shape
+    for fewer in (number for number in range(2, groups) if groups % number == 0):
+        together = scale.reshape(rows, fewer, -1)
+        if bool((together == together[:, :, :1]).all()):
+            return together[:, :, 0].clone()
     return scale
 
 
