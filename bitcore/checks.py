@@ -1,4 +1,4 @@
-"""What is checked of many arguments: that a config is one, and values of tensors, where they can be looked at."""
+"""What is checked in many places: configs, classes to register, values of tensors that can be looked at."""
 
 import torch
 from torch import Tensor
@@ -19,6 +19,22 @@ def check_config(quant_config: BitQuantConfig) -> None:
     """Raises ArgumentError for what is no BitQuantConfig, such as a dict or the name of one."""
     if not isinstance(quant_config, BitQuantConfig):
         raise ArgumentError("quant_config", repr(quant_config), "a BitQuantConfig")
+
+
+def check_registration(argument: str, candidate: object, base: type, name: str, taken: type | None) -> None:
+    """Checks the class that is to be registered under `name`.
+
+    Running the same definition again (a notebook cell) makes another class that takes the place of the first.
+
+    Raises:
+        ArgumentError: `candidate`, which the decorator calls `argument`, is no subclass of `base`, or another class,
+            `taken`, has the name.
+    """
+    if not (isinstance(candidate, type) and issubclass(candidate, base)):
+        raise ArgumentError(argument, candidate, f"a subclass of {base.__name__}")
+    if taken is None or (taken.__module__, taken.__qualname__) == (candidate.__module__, candidate.__qualname__):
+        return
+    raise ArgumentError("name", repr(name), f"another name: it is taken by {taken.__module__}.{taken.__qualname__}")
 
 
 def can_look_at(tensor: Tensor) -> bool:

@@ -13,8 +13,9 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 
 from bitcore import extensions
+from bitcore.checks import check_registration
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, DeviceError, KernelNotFoundError
+from bitcore.exceptions import DeviceError, KernelNotFoundError
 from bitcore.kernels.base import BitKernelBase, Decision, KernelRequest
 
 KernelClass = TypeVar("KernelClass", bound=type[BitKernelBase])
@@ -59,13 +60,7 @@ class KernelRegistry:
         """
 
         def decorator(kernel: KernelClass) -> KernelClass:
-            if not (isinstance(kernel, type) and issubclass(kernel, BitKernelBase)):
-                raise ArgumentError("kernel", kernel, "a subclass of BitKernelBase")
-            taken = cls._kernels.get(name)
-            if taken is not None and (taken.__module__, taken.__qualname__) != (kernel.__module__, kernel.__qualname__):
-                raise ArgumentError(
-                    "name", repr(name), f"another name: it is taken by {taken.__module__}.{taken.__qualname__}"
-                )
+            check_registration("kernel", kernel, BitKernelBase, name, cls._kernels.get(name))
             kernel.name, kernel.priority = name, priority
             cls._kernels[name] = kernel
             cls._forget_decisions()
