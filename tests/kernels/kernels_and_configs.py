@@ -25,6 +25,7 @@ CONFIGS = [
     BitQuantConfig(storage_format="base3", weight_granularity="per_group", group_size=160),
     BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
     BitQuantConfig(weight_dtype="int8", weight_granularity="per_group", group_size=33),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_group", group_size=64),
 ]
 FLOAT_CONFIGS = [config.model_copy(update={"activation_dtype": "float32"}) for config in CONFIGS]
 OTHERS = sorted(name for name in KernelRegistry._kernels if name != "reference")

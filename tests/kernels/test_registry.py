@@ -233,6 +233,7 @@ def test_a_machine_without_the_extension_warns_once_and_serves(monkeypatch: pyte
 def test_a_gpu_without_the_extension_warns_once_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(extensions, "why_cuda_missing", lambda: "not built: nvcc was not found")
+    monkeypatch.setattr(KernelRegistry._kernels["triton"], "unavailable_reason", lambda: "left out")
     extensions.warn_that_missing.cache_clear()
     with pytest.warns(ExtensionWarning, match=r"CUDA kernels are missing \(not built: nvcc was not found\)") as warned:
         assert KernelRegistry.get_kernel_for_config(CONFIG, "cuda").name == "reference"
