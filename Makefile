@@ -8,7 +8,8 @@
 # make test-gpu    on a machine with a GPU and its own torch: build the CUDA kernels in place, and test them
 # make compile-cuda    compile the CUDA kernels for all architectures; needs nvcc, no GPU
 # make clean   remove the environment and everything built
-# The first three set up .venv when it is missing: pinned dependencies, then this package with its compiled kernels.
+# All but test-core, test-neon, test-gpu and clean set up .venv when it is missing: pinned dependencies, then this package
+# with its compiled kernels.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -113,7 +113,7 @@ def _build_into(report: CudaReport, compiler: str, say: Callable[[str], None]) -
     names = architectures()
     headers = [*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cuh")]
     cuda_sources = sorted((SOURCES / "cuda").glob("*.cu"))
-    binding = SOURCES / "bindings" / "cuda_ops.cpp"
+    bindings = [SOURCES / "bindings" / name for name in ("cuda_ops.cpp", "cuda_decoding_ops.cpp")]
     hopper = any(name.startswith("9.0a") for name in names)
     defines = ["-DBITLAB_HAVE_HOPPER"] if hopper else []
 
@@ -130,7 +130,7 @@ def _build_into(report: CudaReport, compiler: str, say: Callable[[str], None]) -
 
     sources = [source for source in cuda_sources if hopper or source.name not in ONLY_FOR]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*sources, binding]))
+        objects = list(pool.map(compile_one, [*sources, *bindings]))
     link = [*nvcc, "-shared", "-cudart", "static", "-o", str(LIBRARY)]
     run_if_stale([*link, *map(str, objects), *torch_link_flags()], LIBRARY, objects, say)
     report.architectures = names

@@ -19,11 +19,13 @@ class BuildKernels(build_ext):
         except build_extensions.BuildError as error:
             sys.exit(f"BUILD_CPP_EXTENSIONS=1 or BUILD_CUDA_EXTENSIONS=1, and the build failed: {error}")
         if not self.inplace:
+            wheel = Path(self.build_lib) / build_extensions.BINDINGS.relative_to(build_extensions.ROOT)
+            wheel.mkdir(parents=True, exist_ok=True)
+            for earlier in wheel.glob("*.so"):  # package data was copied before this build, which may have failed
+                earlier.unlink()
             for built in build_extensions.BINDINGS.glob("*"):
                 if built.suffix in (".so", ".json"):
-                    target = Path(self.build_lib) / built.relative_to(build_extensions.ROOT)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    self.copy_file(str(built), str(target))
+                    self.copy_file(str(built), str(wheel / built.name))
 
     def get_outputs(self) -> list[str]:
         """No outputs: the modules are package data."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from gpu_limits import read_bandwidth
-from torch import Tensor
 
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLayer
@@ -90,15 +89,10 @@ def ours(layers: int, context: int, figures: dict[str, tuple[float, float]]) -> 
     prompt = torch.randint(SIZES["vocab_size"], (1, context), device="cuda")
     token = torch.randint(SIZES["vocab_size"], (1, 1), device="cuda")
     long_prompt = torch.randint(SIZES["vocab_size"], (1, PROMPT), device="cuda")
-    for compile in (False, True):
-        cache = model.new_cache(1, 2 * context)
-        model.next_logits(prompt, None, cache)
-        graph = DecodingGraph(model, cache, compile=compile)
-
-        def step(graph: DecodingGraph = graph) -> Tensor:
-            return graph(token)
-
-        figures["BitLab, graph" + (", compiled" if compile else "")] = milliseconds(step)
+    cache = model.new_cache(1, 2 * context)
+    model.next_logits(prompt, None, cache)
+    graph = DecodingGraph(model, cache)
+    figures["BitLab, graph"] = milliseconds(lambda: graph(token))
     cache = model.new_cache(1, 2 * context)
     model.next_logits(prompt, None, cache)
     figures["BitLab, eager"] = milliseconds(lambda: model.next_logits(token, None, cache))

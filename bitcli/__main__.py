@@ -13,7 +13,7 @@ def main() -> None:
     """Runs the command line, or says which packages it lacks."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        print(f"error: bitlab needs {' and '.join(missing)}: pip install 'bitlab[cli]'", file=sys.stderr)
+        print(f"error: bitlab needs {' and '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
         sys.exit(MISSING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what is half written gets deleted
     import_module("bitcli.app").app(prog_name="bitlab")

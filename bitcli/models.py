@@ -51,7 +51,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         transformers = import_module("transformers")
     except ImportError as error:
-        raise DependencyError("tokenizers are read by the transformers package: pip install 'bitlab[cli]'") from error
+        raise DependencyError("tokenizers are read by the transformers package: pip install transformers") from error
     transformers.logging.set_verbosity_error()  # it does not know our model types, and warns of them
     try:
         if path.is_dir():

@@ -66,7 +66,9 @@ class KernelNotFoundError(BitLabError, RuntimeError):
 
 
 class NonFiniteError(ArgumentError, ArithmeticError):
-    """Training met a NaN or an Inf: `argument` names the layer and its input, output, parameter or gradient."""
+    """A NaN or an Inf where numbers were made: `argument` names a layer's input, output, parameter or gradient in
+    training, or the logits of a model that is to generate.
+    """
 
 
 class DeployMismatchError(BitLabError, AssertionError):

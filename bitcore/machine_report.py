@@ -54,11 +54,11 @@ def _facts() -> dict[str, str]:
     missing = extensions.why_missing()
     features = machine.cpu_features()
     report = extensions.build_report()
-    cuda = report.get("cuda")
+    cuda, threads = report.get("cuda"), torch.get_num_threads()
     built_for = ", ".join(cuda.get("architectures", ())) if isinstance(cuda, dict) else ""
     facts = {
         "bitlab": versions(),
-        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads; "
+        "cpu": f"{platform.machine()}, {threads} thread{'' if threads == 1 else 's'}; "
         + (
             "features unknown without the extension"
             if features is None

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from bitcore.checks import check_finite, check_positive
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import QuantizationError
+from bitcore.exceptions import DtypeError, ShapeError
 from bitcore.packing import (
-    can_look_at,
     check_packed_ternary,
     decode_ternary,
     pack_int4,
@@ -51,9 +51,7 @@ class PackedWeight(NamedTuple):
     @classmethod
     def _of_shape(cls, out_features: int, in_features: int, config: BitQuantConfig) -> Self:
         """What `from_float` gives for a weight on the meta device, without the many steps of getting there."""
-        shape = [1] if config.weight_granularity == "per_tensor" else [max(out_features, 1)]
-        if config.weight_granularity == "per_group":
-            shape.append(-(-in_features // config.group_size))
+        shape = _scale_shape(out_features, in_features, config)
         columns = packed_columns(in_features, config.packed_format)
         return cls(
             torch.empty(out_features, columns, dtype=torch.uint8, device="meta"),
@@ -80,17 +78,30 @@ class PackedWeight(NamedTuple):
         return unpack(self.packed, self.in_features)
 
     def check(self, config: BitQuantConfig) -> None:
-        """Raises QuantizationError, ShapeError or DtypeError for bytes that are no weights or a non-finite scale."""
+        """Raises QuantizationError, ShapeError or DtypeError for bytes that are no weights, or scales that are none."""
         if config.weight_dtype == "ternary":
             check_packed_ternary(self.packed, self.in_features, config.storage_format)
-        check_finite("weight_scale", self.scale)
+        self.check_scale(config)
+
+    def check_scale(self, config: BitQuantConfig) -> None:
+        """Raises ShapeError, DtypeError or QuantizationError for scales that do not fit, or are not above zero."""
+        self.check_scale_shape(config)
+        check_positive("weight_scale", self.scale)
+
+    def check_scale_shape(self, config: BitQuantConfig, argument: str = "weight_scale") -> None:
+        """Raises ShapeError or DtypeError where scale or zero point are not as `config` and the weight say."""
+        shape = _scale_shape(self.packed.shape[0], self.in_features, config)
+        if not self.scale.is_floating_point():
+            raise DtypeError(argument, self.scale.dtype, "torch.float32")
+        for name, tensor in ((argument, self.scale), (argument.replace("scale", "zero_point"), self.zero_point)):
+            if tensor is not None and list(tensor.shape) != shape:
+                expected = f"{shape}, for {config.weight_granularity} weights"
+                raise ShapeError(name, f"of shape {list(tensor.shape)}", expected)
 
 
-def check_finite(argument: str, tensor: Tensor) -> None:
-    """Raises QuantizationError with the place of the first NaN or Inf in `tensor`."""
-    if not can_look_at(tensor):
-        return
-    finite = tensor.isfinite()
-    if not bool(finite.all()):
-        place = [int(index) for index in finite.logical_not().nonzero()[0]]
-        raise QuantizationError(argument, f"{tensor[tuple(place)].item()} at {place}", "finite")
+def _scale_shape(out_features: int, in_features: int, config: BitQuantConfig) -> list[int]:
+    """The shape of the scale that a weight [out_features, in_features] has; without weights, of one nobody uses."""
+    shape = [1] if config.weight_granularity == "per_tensor" else [max(out_features, 1)]
+    if config.weight_granularity == "per_group":
+        shape.append(-(-max(in_features, 1) // config.group_size))
+    return shape

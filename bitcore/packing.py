@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitcore.checks import can_look_at
 from bitcore.config import StorageFormat
 from bitcore.exceptions import ArgumentError, DtypeError, QuantizationError, ShapeError
 
@@ -184,11 +185,6 @@ def unpack_int8(packed: Tensor, in_features: int) -> Tensor:
     """
     _check_packed(packed, in_features, "int8")
     return (packed ^ 128).view(torch.int8)
-
-
-def can_look_at(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be checked: not on the meta device, not while a graph is traced."""
-    return tensor.device.type != "meta" and not torch.compiler.is_compiling()
 
 
 def _codes(weights: Tensor, argument: str, lowest: int, highest: int) -> Tensor:

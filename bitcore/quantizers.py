@@ -7,11 +7,12 @@ weights and inputs give the same integers as there. A config's `weight_scale_dty
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bitcore.checks import check_config, check_finite, config_or_default
 from bitcore.config import ActivationGranularity, BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
 
@@ -32,10 +33,19 @@ class QuantizedWeight(NamedTuple):
 class Quantizer(ABC):
     """A rule that turns float weights into integers and a scale. Subclasses write `quantize`.
 
-    Scales are float32 [1] (per_tensor), [N] (per_channel) or [N, ceil(K / group_size)] (per_group).
+    Scales are float32 [1] (per_tensor), [N] (per_channel) or [N, ceil(K / group_size)] (per_group). A NaN or Inf in a
+    weight is in its scale, too; what packs weights refuses it.
+
+    Raises:
+        ArgumentError: `config` is for weights of another `weight_dtype`.
     """
 
+    weight_dtype: ClassVar[str | None] = None  # of the configs that the rule is for; None: of any
+
     def __init__(self, config: BitQuantConfig) -> None:
+        check_config(config)
+        if self.weight_dtype not in (None, config.weight_dtype):
+            raise ArgumentError("config.weight_dtype", config.weight_dtype, str(self.weight_dtype))
         self.config = config
 
     @abstractmethod
@@ -80,6 +90,8 @@ class TernaryQuantizer(Quantizer):
     threshold  scale = max(abs(w)), at least 1e-8; t = sign(w) where abs(w) > threshold_factor * scale, else 0
     """
 
+    weight_dtype = "ternary"
+
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Quantizes `weight` [N, K], any float dtype: (int8 ternary [N, K], float32 scale).
 
@@ -110,6 +122,8 @@ class Int4Quantizer(Quantizer):
             q = round(w * (1 / scale)) + zero_point, so that 0.0 is exact
     """
 
+    weight_dtype = "int4"
+
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
         """Quantizes `weight` [N, K], any float dtype: (int8 [N, K], scale), for minmax with the int8 zero point.
 
@@ -136,6 +150,8 @@ class Int4Quantizer(Quantizer):
 class Int8Quantizer(Quantizer):
     """int8 weights, values -127..127: scale = max(abs(w)) / 127, at least 1e-5 / 127; q = round(w * (1 / scale))."""
 
+    weight_dtype = "int8"
+
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Quantizes `weight` [N, K], any float dtype: (int8 [N, K], float32 scale).
 
@@ -159,18 +175,26 @@ def quantizer_for(config: BitQuantConfig) -> Quantizer:
 
 
 def ternary_quantize(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
-    """Quantizes `weight` [N, K]: (int8 in {-1, 0, 1} [N, K], float32 scale). By default absmean with one scale."""
-    return _ternary_quantizer(config).quantize(weight)
+    """Quantizes `weight` [N, K]: (int8 in {-1, 0, 1} [N, K], float32 scale). By default absmean with one scale.
+
+    Raises:
+        ShapeError, DtypeError: `weight` is not a 2-d floating-point tensor.
+        QuantizationError: a weight is NaN or infinite.
+        ArgumentError: `config` is not for ternary weights.
+    """
+    check_finite("weight", weight)
+    return TernaryQuantizer(config_or_default(config)).quantize(weight)
 
 
 def ternary_quantize_ste(weight: Tensor, config: BitQuantConfig | None = None) -> tuple[Tensor, Tensor]:
     """As `ternary_quantize`, but the ternary weight has `weight`'s dtype and passes its gradient to `weight`.
 
-    Unchanged, or with `config.ste` "clipped" where `Quantizer.within_range` holds.
+    NaN or Inf in a weight is in the scale, so that training goes on until a loss or an anomaly check shows it.
+    The gradient is unchanged, or with `config.ste` "clipped" where `Quantizer.within_range` holds.
     The scale is detached. The gradient of `w_ternary * scale` is therefore `scale` times that of the dequantized
     weight: layers use `Quantizer.fake_quantize`, where the identity is taken for the whole.
     """
-    quantizer = _ternary_quantizer(config)
+    quantizer = TernaryQuantizer(config_or_default(config))
     with torch.no_grad():
         ternary, scale = quantizer.quantize(weight)
         passes = quantizer.within_range(weight, scale) if quantizer.config.ste == "clipped" else None
@@ -190,17 +214,37 @@ def dequantize(
 
     Returns:
         float32 [N, K].
+
+    Raises:
+        ShapeError: a shape is not such.
     """
+    for argument, tensor in (("scale", scale), ("zero_point", zero_point)):
+        if tensor is not None and not _fits(tensor, values, config):
+            expected = "[1], [out_features] or [out_features, groups]"
+            raise ShapeError(argument, f"of shape {list(tensor.shape)}", f"{expected} of values {list(values.shape)}")
     centered = values.float() if zero_point is None else values.float() - per_weight(zero_point, values, config).float()
     return centered * per_weight(scale, values, config)
+
+
+def _fits(scale: Tensor, values: Tensor, config: BitQuantConfig | None) -> bool:
+    """Whether `scale` is of the shape [1], [N] or [N, groups] for `values` [N, K]."""
+    if values.dim() != 2 or scale.dim() not in (1, 2):
+        return False
+    rows, columns = values.shape
+    if scale.dim() == 1:
+        return scale.shape[0] in (1, rows)
+    return scale.shape[0] == rows and -(-columns // _group_size(scale, columns, config)) == scale.shape[1]
+
+
+def _group_size(scale: Tensor, columns: int, config: BitQuantConfig | None) -> int:
+    return config.group_size if config is not None else -(-columns // max(scale.shape[1], 1)) or 1
 
 
 def per_weight(scale: Tensor, values: Tensor, config: BitQuantConfig | None = None) -> Tensor:
     """`scale` [1], [N] or [N, groups] in a shape that multiplies `values` [N, K]."""
     if scale.dim() == 1:
         return scale if scale.shape[0] == 1 else scale.unsqueeze(1)
-    group_size = config.group_size if config is not None else -(-values.shape[1] // scale.shape[1])
-    return scale.repeat_interleave(group_size, dim=1)[:, : values.shape[1]]
+    return scale.repeat_interleave(_group_size(scale, values.shape[1], config), dim=1)[:, : values.shape[1]]
 
 
 def quantize_activations(x: Tensor, granularity: ActivationGranularity = "per_token") -> tuple[Tensor, Tensor]:
@@ -283,13 +327,6 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (passes,) = ctx.saved_tensors
         return gradients[0] if passes is None else gradients[0] * passes, None, None
-
-
-def _ternary_quantizer(config: BitQuantConfig | None) -> TernaryQuantizer:
-    config = config if config is not None else BitQuantConfig()
-    if config.weight_dtype != "ternary":
-        raise ArgumentError("config.weight_dtype", config.weight_dtype, "ternary")
-    return TernaryQuantizer(config)
 
 
 def _quantize_blocks(

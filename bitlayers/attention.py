@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
+from bitcore.ops import cuda_decoding
 from bitcore.ops.attention import attend_next_position, attend_one_position, serves_next_position, serves_one_position
 from bitlayers.changes import CountsChanges
+from bitlayers.fixed_length_cache import FixedLengthCache
 from bitlayers.key_value_cache import AttentionCache, KeyValueCache
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
@@ -110,11 +112,10 @@ class BitAttention(CountsChanges, nn.Module):
         if x.dim() != 3:
             raise ShapeError("x", f"of shape {list(x.shape)}", f"[batch, length, {self.q_proj.in_features}]")
         q, k, v = linear_group((self.q_proj, self.k_proj, self.v_proj), x)
-        if attention_mask is None and isinstance(rotary, HalfRotary) and type(cache) is KeyValueCache:
-            if self._is_step(q, rotary, cache):
-                y = attend_next_position(q, k, v, rotary.cos, rotary.sin, cache.keys, cache.values, cache.length)
-                cache.length += 1
-                return self._output(y.reshape(q.shape))
+        if attention_mask is None and isinstance(rotary, HalfRotary):
+            y = self._step(q, k, v, rotary, cache)
+            if y is not None:
+                return self._output(y)
         q, k, v = (
             y.reshape(*y.shape[:2], y.shape[2] // self.head_dim, self.head_dim).transpose(1, 2) for y in (q, k, v)
         )
@@ -139,13 +140,22 @@ class BitAttention(CountsChanges, nn.Module):
         output: Tensor = self.o_proj(y)
         return output
 
-    def _is_step(self, q: Tensor, rotary: HalfRotary, cache: KeyValueCache) -> bool:
-        """Whether one operator can turn, cache and attend: decoding on a CPU."""
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, rotary: HalfRotary, cache: AttentionCache | None) -> Tensor | None:
+        """Attention of one position by one operator that turns, caches and attends, where there is one; else None."""
+        if q.shape[1] != 1 or rotary.cos.shape != (1, self.head_dim) or (self.dropout > 0 and self.training):
+            return None
+        if type(cache) is FixedLengthCache and cuda_decoding.serves_attention(q, rotary.cos, cache.keys):
+            caches = cache.keys, cache.values, cache.length, cache.arrivals
+            return cuda_decoding.attend_at(q, k, v, rotary.cos, rotary.sin, *caches)
+        if type(cache) is KeyValueCache and self._serves_next(q, rotary, cache):
+            y = attend_next_position(q, k, v, rotary.cos, rotary.sin, cache.keys, cache.values, cache.length)
+            cache.length += 1
+            return y.reshape(q.shape)
+        return None
+
+    def _serves_next(self, q: Tensor, rotary: HalfRotary, cache: KeyValueCache) -> bool:
         return (
-            q.shape[1] == 1
-            and rotary.cos.shape == (1, self.head_dim)
-            and (self.dropout == 0 or not self.training)
-            and not torch.compiler.is_compiling()
+            not torch.compiler.is_compiling()
             and serves_next_position(q, rotary.cos, cache.keys)
             and cache.length < cache.max_length
             and cache.keys.shape[:2] == (q.shape[0], self.num_kv_heads)

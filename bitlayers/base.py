@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from bitcore.checks import check_finite, config_or_default
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import (
     BitLabError,
@@ -45,7 +46,7 @@ class BitLayer(CountsChanges, nn.Module):
 
     def _init_quantization(self, quant_config: BitQuantConfig | None) -> None:
         """Called by a layer's __init__ once `weight` exists."""
-        self.quant_config = quant_config if quant_config is not None else BitQuantConfig()
+        self.quant_config = config_or_default(quant_config)
         self._kernel_name: str | None = None  # forces a kernel for this layer
         self._start_over()
 
@@ -134,12 +135,14 @@ class BitLayer(CountsChanges, nn.Module):
         Raises:
             LayerStateError: the layer is deployed already.
             ShapeError: the packed weight is of another shape than the layer's.
+            QuantizationError: a scale is NaN, infinite or not above zero.
         """
         if self.is_deployed:
             raise LayerStateError(f"{type(self).__name__} is deployed already")
         shape = (packed.packed.shape[0], packed.in_features)
         if shape != self.matrix_shape:
             raise ShapeError("packed", f"of shape {list(shape)}", f"{list(self.matrix_shape)}")
+        packed.check_scale(quant_config)
         self.quant_config = quant_config
         self._become_deployed(packed)
         return self
@@ -181,8 +184,13 @@ class BitLayer(CountsChanges, nn.Module):
         return self._packed_master[0]
 
     def get_quantized_weight(self) -> tuple[Tensor, Tensor]:
-        """(int8 values [rows, columns], float32 scale), as deployed or as the master quantizes now."""
+        """(int8 values [rows, columns], float32 scale), as deployed or as the master quantizes now.
+
+        Raises:
+            QuantizationError: a master weight is NaN or infinite.
+        """
         if not self.is_deployed:
+            check_finite("weight", self._master_matrix())
             values, scale, _ = quantizer_for(self.quant_config).quantize_weight(self._master_matrix().detach())
             return values, scale
         packed = self._packed_weight()

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, PrecisionWarning
+from bitcore.ops import cuda_decoding
 from bitlayers.changes import CountsChanges
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
-from bitlayers.rms_norm import rms_norm
+from bitlayers.rms_norm import is_plain_norm, rms_norm
 
 Activation = Literal["silu", "relu2", "gelu"]
 
@@ -83,16 +84,27 @@ class BitFeedForward(CountsChanges, nn.Module):
         self.ffn_sub_norm = nn.RMSNorm(intermediate_size, norm_eps, device=device, dtype=dtype) if sub_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        activation = ACTIVATIONS[self.activation]
+        output: Tensor = self.down_proj(self._activated(x))
+        return output
+
+    def _activated(self, x: Tensor) -> Tensor:
+        activation, norm = ACTIVATIONS[self.activation], self.ffn_sub_norm
         if self.gate_proj is None:
             y = activation(self.up_proj(x))
         else:
             gate, up = linear_group((self.gate_proj, self.up_proj), x)
+            if self._is_one_operator(gate):
+                weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
+                return cuda_decoding.gated_activation(gate, up, self.activation, weight, eps)
             y = activation(gate) * up
-        if self.ffn_sub_norm is not None:
-            y = rms_norm(self.ffn_sub_norm, y)
-        output: Tensor = self.down_proj(y)
-        return output
+        return y if norm is None else rms_norm(norm, y)
+
+    def _is_one_operator(self, gate: Tensor) -> bool:
+        """Whether one operator can activate, multiply and normalize."""
+        norm = self.ffn_sub_norm
+        if self.activation == "relu2" and gate.dtype == torch.float16:
+            return False  # relu_squared warns
+        return cuda_decoding.serves(gate) and (norm is None or (norm.eps is not None and is_plain_norm(norm, gate)))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

@@ -78,7 +78,13 @@ class BitLinear(BitLayer, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, quant_config: BitQuantConfig | None = None, *, copy: bool = True) -> Self:
-        """A BitLinear with the weights of `linear`: copied, or with copy=False the same Parameters."""
+        """A BitLinear with the weights of `linear`: copied, or with copy=False the same Parameters.
+
+        Raises:
+            ArgumentError: `linear` is no nn.Linear.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise ArgumentError("linear", f"a {type(linear).__name__}", "an nn.Linear")
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
         if quant_config is not None:

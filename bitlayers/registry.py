@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from bitcore.exceptions import ArgumentError
+from bitcore.checks import check_registration
 from bitlayers.base import BitLayer
 
 LayerClass = TypeVar("LayerClass", bound=type[BitLayer])
@@ -17,15 +17,11 @@ def register_layer(name: str) -> Callable[[LayerClass], LayerClass]:
     """Class decorator: adds a BitLayer under `name`. If its `dense_type` is set, `convert` puts it in its place.
 
     Raises:
-        ArgumentError: the name is taken by another class.
+        ArgumentError: the name is taken by another class, or the class is not a BitLayer.
     """
 
     def decorator(layer: LayerClass) -> LayerClass:
-        taken = LAYER_REGISTRY.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (layer.__module__, layer.__qualname__):
-            raise ArgumentError(
-                "name", repr(name), f"another name: it is taken by {taken.__module__}.{taken.__qualname__}"
-            )
+        check_registration("layer", layer, BitLayer, name, LAYER_REGISTRY.get(name))
         LAYER_REGISTRY[name] = layer
         return layer
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError
+from bitcore.exceptions import ArgumentError, DtypeError
 from bitmodels.base import BitModelBase, BitModelConfig
 from bitmodels.checkpoint import is_own, read_config
 from bitmodels.foreign_loading import load_foreign
@@ -60,8 +60,11 @@ class AutoBitModel:
                 damaged, incomplete or contradicts itself.
             ModelNotFoundError: BitLab's own config.json names a model that is not registered.
             ArgumentError: an option for foreign models is given for one of BitLab's own.
+            DtypeError: `dtype` is no floating-point torch.dtype.
             DependencyError: a package that is needed is not installed.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise DtypeError("dtype", repr(dtype), "a floating-point torch.dtype, such as torch.bfloat16")
         path = local_path(path_or_repo, revision, gguf_file)
         if path.is_dir() and gguf_file is None and is_own(path):
             if head_dtype is not None or quant_config is not None or not deploy:

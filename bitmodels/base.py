@@ -1,14 +1,16 @@
 """BitModelBase: a model with a config, a quantization config, and a checkpoint on disk."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from typing_extensions import Self
 
+from bitcore.checks import config_or_default
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import CheckpointError, ConfigError, LayerStateError
+from bitcore.kernels.base import MAX_IN_FEATURES
 from bitlayers import BitLayer, deploy
 from bitmodels.checkpoint import (
     CONFIG_FILE,
@@ -20,6 +22,9 @@ from bitmodels.checkpoint import (
     write_checkpoint,
 )
 from bitmodels.meta_device import on_meta_device
+
+# Of features, channels or tokens: as many as a layer may have inputs, so that no product of two overflows.
+Size = Annotated[int, Field(ge=1, le=MAX_IN_FEATURES)]
 
 
 class BitModelConfig(BaseModel):
@@ -37,7 +42,7 @@ class BitModelBase(nn.Module):
     def __init__(self, config: BitModelConfig, quant_config: BitQuantConfig | None = None) -> None:
         super().__init__()
         self.config: Any = config
-        self.quant_config = quant_config if quant_config is not None else BitQuantConfig()
+        self.quant_config = config_or_default(quant_config)
 
     @property
     def is_deployed(self) -> bool:

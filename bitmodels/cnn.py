@@ -1,35 +1,28 @@
 """BitCNN: a residual network (arXiv 1512.03385) of BitConv2d layers."""
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ShapeError
 from bitlayers import BitConv2d
-from bitmodels.base import BitModelBase, BitModelConfig
+from bitmodels.base import BitModelBase, BitModelConfig, Size
 from bitmodels.registry import register_model
 
 
 class BitCNNConfig(BitModelConfig):
     """Sizes of a BitCNN. The defaults are ResNet-18's for small images."""
 
-    in_channels: int = Field(default=3, ge=1)
-    widths: tuple[int, ...] = Field(
+    in_channels: Size = 3
+    widths: tuple[Size, ...] = Field(
         default=(64, 128, 256, 512),
         min_length=1,
         description="channels of each stage; from the second on, stages halve the image",
     )
     blocks_per_stage: int = Field(default=2, ge=1, le=1000)
-    out_channels: int = Field(default=10, ge=1, description="classes")
+    out_channels: Size = Field(default=10, description="classes")
     full_precision_first: bool = Field(default=True, description="the first layer is an nn.Conv2d")
-
-    @model_validator(mode="after")
-    def _check_widths(self) -> Self:
-        if min(self.widths) < 1:
-            raise ValueError(f"widths are {self.widths}, expected 1 or more")
-        return self
 
 
 class BitResidualBlock(nn.Module):

@@ -10,7 +10,8 @@ from bitcore.exceptions import ShapeError
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward
 from bitlayers.changes import CountsChanges
 from bitlayers.key_value_cache import AttentionCache
-from bitlayers.rms_norm import rms_norm
+from bitlayers.rms_norm import add_rms_norm
+from bitlayers.rotary import HalfRotary
 from bitmodels.rope import rotary_at
 from bitmodels.transformer_cache import TransformerCache
 from bitmodels.transformer_config import BitTransformerConfig
@@ -82,27 +83,32 @@ class BitDecoder(CountsChanges, nn.Module):
         if attention_mask is not None:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, past:]
         mask = self._mask(attention_mask, past, total, input_ids.device)
-        hidden = self.run(input_ids, positions, mask, None if cache is None else cache.layers)
+        hidden = self.run(input_ids, self.rotary(positions), None if cache is None else cache.layers, mask)
         if cache is not None:
             cache.length = total
         return hidden
 
+    def rotary(self, positions: Tensor) -> HalfRotary:
+        """The rotary embedding of `positions`, integer [length] or [batch, length]."""
+        return rotary_at(self.config.rope, positions, self.config.head_size, self.norm.weight.dtype)
+
     def run(
         self,
         input_ids: Tensor,
-        positions: Tensor,
-        mask: Tensor | None = None,
+        rotary: HalfRotary,
         caches: Sequence[AttentionCache] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """The hidden states of input_ids [batch, length] at `positions` [length] or [batch, length], unchecked."""
+        """The hidden states of input_ids [batch, length], whose positions are in `rotary`, unchecked."""
         x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # a deployed embedding has no dtype of its own
-        rotary = rotary_at(self.config.rope, positions, self.config.head_size, x.dtype)
+        delta = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, BitDecoderLayer)
             cache = None if caches is None else caches[index]
-            x = x + layer.self_attn(rms_norm(layer.input_layernorm, x), rotary, mask, cache)
-            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
-        return rms_norm(self.norm, x)
+            x, normed = add_rms_norm(layer.input_layernorm, x, delta)
+            x, normed = add_rms_norm(layer.post_attention_layernorm, x, layer.self_attn(normed, rotary, mask, cache))
+            delta = layer.mlp(normed)
+        return add_rms_norm(self.norm, x, delta)[1]
 
     def _mask(self, attention_mask: Tensor | None, past: int, total: int, device: torch.device) -> Tensor | None:
         """What the causal mask of attention does not say: padding, and the end of a sliding window."""

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from bitcore.exceptions import ArgumentError
 from bitlayers import KeyValueCache
+from bitlayers.fixed_length_cache import FixedLengthCache
+from bitlayers.rotary import HalfRotary
 from bitmodels.decoder import BitDecoder
+from bitmodels.fused_step import FusedStep
 from bitmodels.transformer_cache import TransformerCache
 
 
@@ -22,34 +25,18 @@ class Decoding(Protocol):
         """The head alone."""
 
 
-class FixedLengthCache:
-    """The memory of a KeyValueCache, written at a position that a tensor holds, and always read whole."""
-
-    def __init__(self, cache: KeyValueCache, position: Tensor, allowed: Tensor) -> None:
-        self._cache = cache
-        self.length = position  # int64 [1]
-        self.allowed = allowed  # bool [1, max_length]: the positions so far and this one
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes one position; returns all, those that are not `allowed` among them."""
-        self._cache.keys.index_copy_(2, self.length, keys)
-        self._cache.values.index_copy_(2, self.length, values)
-        return self._cache.keys, self._cache.values
-
-
 class DecodingGraph:
     """The logits of the next token as one CUDA graph: for a batch without padding, from a filled cache on.
 
     Args:
         model: in eval mode, on a GPU.
         cache: of the positions before; every step adds one. Not of a sliding window.
-        compile: let torch.compile fuse the small operations first: about a minute, once a process and model.
 
     Raises:
         ArgumentError: the cache is not on a GPU, or slides.
     """
 
-    def __init__(self, model: Decoding, cache: TransformerCache, *, compile: bool = False) -> None:
+    def __init__(self, model: Decoding, cache: TransformerCache) -> None:
         first = cache.layers[0]
         if not self.serves(cache):
             raise ArgumentError("cache", f"{type(first).__name__} on {first.keys.device}", "KeyValueCache on a GPU")
@@ -57,18 +44,24 @@ class DecodingGraph:
         device, self._room = first.keys.device, first.max_length
         self._input_ids = torch.zeros(first.keys.shape[0], 1, dtype=torch.long, device=device)
         self._position = torch.zeros(1, dtype=torch.long, device=device)
-        step = torch.compile(self._step) if compile else self._step
         with torch.no_grad():
+            rotary = model.model.rotary(torch.arange(self._room, device=device))
+            self._cos, self._sin = rotary.cos, rotary.sin  # [room, head_dim]
+            arrivals = torch.zeros(first.keys.shape[0] * model.model.config.num_heads, dtype=torch.int32, device=device)
+            self._caches = [FixedLengthCache(layer, self._position, arrivals) for layer in cache.layers]
+            width = model.model.config.hidden_size
+            example = torch.empty(first.keys.shape[0], 1, width, device=device, dtype=rotary.cos.dtype)
+            fused = FusedStep.serves(model.model, example)
+            self._run = FusedStep(model.model) if fused else model.model.run
             self._position.fill_(self._room - 1)  # what trying writes there is overwritten before it is read
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
-                for _ in range(3):  # compiles, and lets libraries allocate
-                    step()
+                self._step()  # lets libraries allocate
             torch.cuda.current_stream(device).wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others may go on
-                self._logits = step()
+                self._logits = self._step()
 
     @staticmethod
     def serves(cache: TransformerCache) -> bool:
@@ -92,8 +85,6 @@ class DecodingGraph:
         return self._logits
 
     def _step(self) -> Tensor:
-        positions = torch.arange(self._room, device=self._position.device)
-        allowed = (positions <= self._position).unsqueeze(0)
-        caches = [FixedLengthCache(layer, self._position, allowed) for layer in self._cache.layers]
-        hidden = self._model.model.run(self._input_ids, self._position, None, caches)
+        rotary = HalfRotary(self._cos.index_select(0, self._position), self._sin.index_select(0, self._position))
+        hidden = self._run(self._input_ids, rotary, self._caches)
         return self._model.logits(hidden[:, -1])

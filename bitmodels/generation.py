@@ -1,13 +1,13 @@
 """Generating tokens: the loop around a language model, with its cache, stopping and streaming."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from bitcore.exceptions import ArgumentError, ShapeError
+from bitcore.exceptions import ArgumentError, NonFiniteError, ShapeError
 from bitmodels.prompts import Prompts
 from bitmodels.sampling import SamplingConfig, sampling_config
 from bitmodels.transformer_cache import TransformerCache
@@ -104,6 +104,9 @@ def start_generation(
     """The prompts [batch, length], padded on the left, and the tokens [batch] to come, once all has been checked."""
     config = model.config
     eos_token_ids = _as_tuple(config.eos_token_id if eos_token_id is None else eos_token_id)
+    for token in eos_token_ids:
+        if not isinstance(token, SupportsIndex):
+            raise ArgumentError("eos_token_id", repr(token), "a token, or several")
     candidates = (pad_token_id, config.pad_token_id, *eos_token_ids, 0)
     pad = next(token for token in candidates if token is not None)
     if not 0 <= pad < config.vocab_size:
@@ -136,6 +139,8 @@ def _tokens(
         if count == 1 and cache is not None and mask is None and max_new_tokens >= FEWEST_STEPS:
             step = model.steps_from(cache)
         logits = model.next_logits(input_ids, mask, cache) if step is None else step(input_ids)
+        if count == 0 and bool(logits.isnan().any()):
+            raise NonFiniteError("logits", "NaN", "numbers: a weight of the model is NaN, or an activation overflows")
         tokens = logits.argmax(-1) if sampling is None else sampling.sample(logits, generator)
         tokens = tokens.cpu().masked_fill(stopping.finished, pad_token_id)
         yield tokens
@@ -151,7 +156,7 @@ def _tokens(
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, (int, str)) else tuple(value)
+    return (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
 
 
 def _room(max_length: int, length: int, max_new_tokens: int | None) -> int:
@@ -162,7 +167,7 @@ def _room(max_length: int, length: int, max_new_tokens: int | None) -> int:
         raise ShapeError("input_ids", f"{length} tokens long", expected)
     if max_new_tokens is None:
         return room
-    if not 1 <= max_new_tokens <= room:
+    if not isinstance(max_new_tokens, SupportsIndex) or not 1 <= max_new_tokens <= room:
         expected = f"1 to {room}: the context has {max_length} positions, the longest prompt {length}"
-        raise ArgumentError("max_new_tokens", max_new_tokens, expected)
+        raise ArgumentError("max_new_tokens", repr(max_new_tokens), expected)
     return max_new_tokens

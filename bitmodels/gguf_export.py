@@ -51,6 +51,7 @@ def export_gguf(
         ShapeError: the type cannot hold a layer's shape (the message says which can) or its scales.
         QuantizationError: fp16 cannot hold a scale, or a master weight is NaN or infinite.
         DependencyError: the `gguf` package is not installed.
+        FileNotFoundError, IsADirectoryError: the folder of `file` does not exist, or `file` is one.
     """
     if not isinstance(model, BitTransformerModel):
         raise ArgumentError("model", f"a {model.__class__.__name__}", "a BitTransformerModel")

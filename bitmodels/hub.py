@@ -37,7 +37,7 @@ def local_path(path_or_repo: str | Path, revision: str | None = None, gguf_file:
     except ImportError as error:
         raise DependencyError(
             f"{path_or_repo} is no file or directory here; to find it on the Hugging Face hub needs the "
-            "huggingface_hub package: pip install 'bitlab[hub]'"
+            "huggingface_hub package: pip install huggingface_hub"
         ) from error
     try:
         if gguf_file is not None:

@@ -41,11 +41,14 @@ def export_hf(model: nn.Module, directory: str | Path, tokenizer: SavedTokenizer
 
     Raises:
         ArgumentError, ShapeError: transformers has no class that computes what the model does, or no layout for a
-            shape; or `directory` has the index of another model's shards. Nothing has been written.
+            shape; or `directory` has the index of another model's shards; or `tokenizer` is none. Nothing has been
+            written.
         QuantizationError: a master weight is NaN or infinite.
     """
     if not isinstance(model, BitTransformerModel):
         raise ArgumentError("model", f"a {type(model).__name__}", "a BitTransformerModel")
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ArgumentError("tokenizer", repr(tokenizer), "a tokenizer of transformers, which has save_pretrained")
     directory = Path(directory)
     quantization = _quantization(model)
     config = _config_json(model, quantization)

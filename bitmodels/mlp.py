@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
 from bitlayers import BitLinear, RMSNorm
-from bitmodels.base import BitModelBase, BitModelConfig
+from bitmodels.base import BitModelBase, BitModelConfig, Size
 from bitmodels.registry import register_model
 
 
@@ -13,9 +13,9 @@ class BitMLPConfig(BitModelConfig):
     """Sizes of a BitMLP."""
 
     n_layers: int = Field(default=3, ge=1, le=10_000, description="linear layers, the last one included")
-    in_channels: int = Field(default=256, ge=1)
-    hidden_dim: int = Field(default=128, ge=1)
-    out_channels: int = Field(default=10, ge=1)
+    in_channels: Size = 256
+    hidden_dim: Size = 128
+    out_channels: Size = 10
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     norm: bool = Field(
         default=True, description="an RMSNorm in front of every hidden and the last layer (BitNet's recipe)"

@@ -55,7 +55,7 @@ def _rows(input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | 
             raise ArgumentError("attention_mask", "given beside lists of tokens", "None: lists need no padding")
         try:
             rows = [torch.as_tensor(row, device="cpu") for row in input_ids]
-        except (TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise DtypeError(
                 "input_ids", repr(input_ids), "lists of tokens, which a tokenizer makes of text"
             ) from error
@@ -77,4 +77,8 @@ def _rows(input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | 
     if attention_mask.shape != input_ids.shape:
         expected = f"{list(input_ids.shape)}, as input_ids"
         raise ShapeError("attention_mask", f"of shape {list(attention_mask.shape)}", expected)
-    return [row[kept] for row, kept in zip(rows, attention_mask.cpu().bool(), strict=True)]
+    kept_or_not = attention_mask.cpu()
+    if not bool(((kept_or_not == 0) | (kept_or_not == 1)).all()):
+        lowest, highest = float(kept_or_not.min()), float(kept_or_not.max())
+        raise ArgumentError("attention_mask", f"from {lowest:g} to {highest:g}", "bool, or 0 for padding and 1")
+    return [row[kept] for row, kept in zip(rows, kept_or_not.bool(), strict=True)]

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from bitcore.exceptions import ArgumentError, ModelNotFoundError
+from bitcore.checks import check_registration
+from bitcore.exceptions import ModelNotFoundError
 from bitmodels.base import BitModelBase
 
 ModelClass = TypeVar("ModelClass", bound=type[BitModelBase])
@@ -15,15 +16,11 @@ def register_model(name: str) -> Callable[[ModelClass], ModelClass]:
     """Class decorator: adds a BitModelBase under `name`, which becomes its `model_type`.
 
     Raises:
-        ArgumentError: the name is taken by another class.
+        ArgumentError: the name is taken by another class, or the class is not a BitModelBase.
     """
 
     def decorator(model: ModelClass) -> ModelClass:
-        taken = MODEL_REGISTRY.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (model.__module__, model.__qualname__):
-            raise ArgumentError(
-                "name", repr(name), f"another name: it is taken by {taken.__module__}.{taken.__qualname__}"
-            )
+        check_registration("model", model, BitModelBase, name, MODEL_REGISTRY.get(name))
         model.model_type = name
         MODEL_REGISTRY[name] = model
         return model

@@ -22,7 +22,9 @@ class SamplingConfig(BaseModel):
 
     def filtered(self, logits: Tensor) -> Tensor:
         """The logits [batch, vocabulary] of the distribution to draw from, float32; -inf for what is left out."""
-        logits = logits.float() / self.temperature
+        logits = logits.float()
+        # The largest becomes 0, which stays finite however small the temperature is.
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, torch.finfo(torch.float32).tiny)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < lowest, -torch.inf)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from bitlayers.feed_forward import Activation
-from bitmodels.base import BitModelConfig
+from bitmodels.base import BitModelConfig, Size
 from bitmodels.rope import RopeConfig
 
 HeadDtype = Literal["float", "int8", "int4", "ternary"]
@@ -15,14 +15,14 @@ HeadDtype = Literal["float", "int8", "int4", "ternary"]
 class BitTransformerConfig(BitModelConfig):
     """Sizes and parts of a BitTransformer. The defaults are a small Llama-style model."""
 
-    vocab_size: int = Field(default=32000, ge=1)
-    hidden_size: int = Field(default=512, ge=1)
-    intermediate_size: int = Field(default=1536, ge=1)
+    vocab_size: Size = 32000
+    hidden_size: Size = 512
+    intermediate_size: Size = 1536
     num_layers: int = Field(default=8, ge=1, le=10_000)
-    num_heads: int = Field(default=8, ge=1)
-    num_kv_heads: int | None = Field(default=None, ge=1, description="None: as many as num_heads")
-    head_dim: int | None = Field(default=None, ge=1, description="None: hidden_size / num_heads")
-    max_length: int = Field(default=2048, ge=1, description="positions of the context")
+    num_heads: Size = 8
+    num_kv_heads: Size | None = Field(default=None, description="None: as many as num_heads")
+    head_dim: int | None = Field(default=None, ge=1, le=2**16, description="None: hidden_size / num_heads")
+    max_length: int = Field(default=2048, ge=1, le=2**31 - 1, description="positions of the context")
     activation: Activation = "silu"
     sub_norm: bool = Field(default=False, description="RMSNorms in front of o_proj and down_proj (BitNet b1.58)")
     norm_eps: float = Field(default=1e-5, gt=0.0)

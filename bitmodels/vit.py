@@ -10,7 +10,7 @@ from typing_extensions import Self
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ShapeError
 from bitlayers import BitAttention, BitConv2d, BitFeedForward
-from bitmodels.base import BitModelBase, BitModelConfig
+from bitmodels.base import BitModelBase, BitModelConfig, Size
 from bitmodels.registry import register_model
 
 INITIAL_STD = 0.02  # of position embeddings and class token
@@ -19,14 +19,14 @@ INITIAL_STD = 0.02  # of position embeddings and class token
 class BitViTConfig(BitModelConfig):
     """Sizes of a BitViT. The defaults are ViT-Tiny's."""
 
-    image_size: int = Field(default=224, ge=1, description="height and width in pixels")
-    patch_size: int = Field(default=16, ge=1, description="of the square patches, a divisor of image_size")
-    in_channels: int = Field(default=3, ge=1)
-    hidden_size: int = Field(default=192, ge=1)
-    intermediate_size: int = Field(default=768, ge=1)
+    image_size: int = Field(default=224, ge=1, le=2**14, description="height and width in pixels")
+    patch_size: int = Field(default=16, ge=1, le=2**12, description="of the square patches, a divisor of image_size")
+    in_channels: int = Field(default=3, ge=1, le=2**12)
+    hidden_size: Size = 192
+    intermediate_size: Size = 768
     num_layers: int = Field(default=12, ge=1, le=10_000)
-    num_heads: int = Field(default=3, ge=1)
-    out_channels: int = Field(default=1000, ge=1, description="classes")
+    num_heads: Size = 3
+    out_channels: Size = Field(default=1000, description="classes")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="of embeddings and of what blocks add")
     attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     sub_norm: bool = Field(default=False, description="RMSNorms inside the blocks (BitNet b1.58)")

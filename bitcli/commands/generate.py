@@ -77,6 +77,8 @@ def generate(
     from bitmodels.formats import inspect_checkpoint
     from bitmodels.transformer import BitTransformerModel
 
+    if token_ids:
+        _refuse_text_options({"--chat": chat, "--stop": stop, "--tokenizer": tokenizer})
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     sampling = _sampling(temperature, top_k, top_p, seed)
     with this_machine(threads, device, kernel) as on:
@@ -105,6 +107,12 @@ def generate(
         answer = _shown(iter(tokens), len(prompted), vocabulary, quiet=json)
     if json:
         print_json({"model": model, "prompt_ids": prompted, **answer})
+
+
+def _refuse_text_options(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise typer.BadParameter(f"--token-ids takes and gives token ids, not text: leave out {', '.join(given)}")
 
 
 def _sampling(temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from bitcore.checks import check_config
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import DeviceError, DtypeError, ShapeError
 from bitcore.kernels.training import TrainingOperators
@@ -26,6 +27,9 @@ class KernelRequest:
     dtype: torch.dtype
     in_features: int | None = None
     out_features: int | None = None
+
+    def __post_init__(self) -> None:
+        check_config(self.config)
 
     def __str__(self) -> str:
         sizes = "" if self.in_features is None else f", [{self.out_features}, {self.in_features}]"
@@ -141,7 +145,11 @@ def check_linear_arguments(x: Tensor, weight: PackedWeight, bias: Tensor | None)
         raise DeviceError("bias", f"on {bias.device}", f"on {x.device}, where x is")
     if bias is not None and bias.shape != (out_features,):
         raise ShapeError("bias", f"of shape {list(bias.shape)}", f"[{out_features}] (out_features)")
+    if bias is not None and not bias.is_floating_point():
+        raise DtypeError("bias", bias.dtype, "a floating-point dtype")
     if weight.packed.dtype != torch.uint8:
         raise DtypeError("weight_packed", weight.packed.dtype, "torch.uint8")
     if weight.scale.dtype != torch.float32:
         raise DtypeError("weight_scale", weight.scale.dtype, "torch.float32")
+    if weight.scale.device != x.device:
+        raise DeviceError("weight_scale", f"on {weight.scale.device}", f"on {x.device}, where x is")

@@ -1,6 +1,9 @@
 """CUDA C++ for NVIDIA GPUs (csrc/cuda): int8 tensor cores on packed weights."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from bitcore import extensions
 from bitcore.config import BitQuantConfig
@@ -9,9 +12,11 @@ from bitcore.kernels.compiled import CompiledKernel
 from bitcore.kernels.registry import KernelRegistry
 from bitcore.kernels.training import TrainingOperators
 from bitcore.kernels.triton import operators_for_training
+from bitcore.packed_weight import PackedWeight
 
 LOWEST_CAPABILITY = (7, 5)  # int8 tensor cores
 GROUP_MULTIPLES = {"2bit": 64, "base3": 160, "int4": 32}  # weights of whole steps of the tensor cores
+ROW_SOURCES = ("copy", "add", "relu2", "silu", "gelu")  # as the operators number them
 MAX_GROUPS = 4096  # of a row: their sums of activations lie in shared memory
 
 
@@ -33,6 +38,43 @@ class CudaKernel(CompiledKernel):
         if self._training_operators is None:
             self._training_operators = operators_for_training(self.config)
         return self._training_operators
+
+    def normed_linear_group(
+        self,
+        source: str,
+        x: Tensor,
+        other: Tensor | None,
+        norm: tuple[Tensor, float] | None,
+        weights: Sequence[PackedWeight],
+        biases: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """`linear_group` of rows made of others, for one token in one launch.
+
+        Args:
+            source: of ROW_SOURCES: the rows are x, x + other or activation(x) * other.
+            x, other: [..., in_features], contiguous; "copy" takes no other.
+            norm: weight [in_features] and eps of an RMSNorm of the rows, or None.
+            weights: 1 to 4 of the same in_features.
+            biases: of all weights, or empty.
+
+        Returns:
+            An output for each weight; with "add", behind them the rows before the norm.
+        """
+        norm_weight, eps = (None, 0.0) if norm is None else norm
+        outputs: list[Tensor] = torch.ops.bitlab.normed_linear_group.default(
+            x,
+            other,
+            norm_weight,
+            eps,
+            ROW_SOURCES.index(source),
+            [weight.packed for weight in weights],
+            [weight.scale for weight in weights],
+            [weight.zero_point for weight in weights if weight.zero_point is not None],
+            list(biases),
+            weights[0].in_features,
+            self._mode,
+        )
+        return outputs
 
     @classmethod
     def unavailable_reason(cls) -> str | None:

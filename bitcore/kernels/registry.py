@@ -13,8 +13,9 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 
 from bitcore import extensions
+from bitcore.checks import check_registration
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ArgumentError, KernelNotFoundError
+from bitcore.exceptions import DeviceError, KernelNotFoundError
 from bitcore.kernels.base import BitKernelBase, Decision, KernelRequest
 
 KernelClass = TypeVar("KernelClass", bound=type[BitKernelBase])
@@ -59,13 +60,7 @@ class KernelRegistry:
         """
 
         def decorator(kernel: KernelClass) -> KernelClass:
-            if not (isinstance(kernel, type) and issubclass(kernel, BitKernelBase)):
-                raise ArgumentError("kernel", kernel, "a subclass of BitKernelBase")
-            taken = cls._kernels.get(name)
-            if taken is not None and (taken.__module__, taken.__qualname__) != (kernel.__module__, kernel.__qualname__):
-                raise ArgumentError(
-                    "name", repr(name), f"another name: it is taken by {taken.__module__}.{taken.__qualname__}"
-                )
+            check_registration("kernel", kernel, BitKernelBase, name, cls._kernels.get(name))
             kernel.name, kernel.priority = name, priority
             cls._kernels[name] = kernel
             cls._forget_decisions()
@@ -109,8 +104,13 @@ class KernelRegistry:
     def get_kernel_for_config(
         cls, config: BitQuantConfig, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> BitKernelBase:
-        """The best kernel for layers of `config` on `device` with inputs of `dtype`. Raises KernelNotFoundError."""
-        return cls.resolve(KernelRequest(config, torch.device(device).type, dtype))
+        """The best kernel for layers of `config` on `device` with inputs of `dtype`.
+
+        Raises:
+            DeviceError: torch knows no such device.
+            KernelNotFoundError: none can serve, or the forced one cannot.
+        """
+        return cls.resolve(KernelRequest(config, _device_type(device), dtype))
 
     @classmethod
     def get_kernel_by_name(cls, name: str, config: BitQuantConfig) -> BitKernelBase:
@@ -142,7 +142,7 @@ class KernelRegistry:
         out_features: int | None = None,
     ) -> str:
         """A table: each kernel in priority order, chosen, usable, or why not."""
-        request = KernelRequest(config, torch.device(device).type, dtype, in_features, out_features)
+        request = KernelRequest(config, _device_type(device), dtype, in_features, out_features)
         return _table(request, cls.verdicts(request))
 
     @classmethod
@@ -206,6 +206,13 @@ class KernelRegistry:
                 plugin.load()
             except Exception as error:  # somebody else's package: its failure becomes a row of the table, not ours
                 cls._failed_plugins[plugin.name] = f"{type(error).__name__}: {error}"
+
+
+def _device_type(device: str | torch.device) -> str:
+    try:
+        return torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError("device", repr(device), "a torch.device or its name, such as cpu or cuda:0") from error
 
 
 def _table(request: KernelRequest, verdicts: list[Verdict]) -> str:

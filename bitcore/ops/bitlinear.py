@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitcore.checks import check_finite, check_positive, config_or_default
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, DtypeError, KernelNotFoundError, ShapeError
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest
 from bitcore.kernels.base import check_input
 from bitcore.ops.fused_training import fused_linears, fused_operators
-from bitcore.packed_weight import PackedWeight, check_finite
+from bitcore.packed_weight import PackedWeight
 from bitcore.packing import packed_columns
 from bitcore.quantizers import QuantizedWeight, dequantize, fake_quantize_activations, quantizer_for
 
@@ -39,8 +40,8 @@ def forward(
             (STE). False runs the best kernel for x's device and dtype on packed weights.
         quantization_lambda: in training, 0 (floating point) to 1 (what inference computes): weights and activations are
             x + quantization_lambda * (quantize(x) - x).
-        qweight: for inference, in place of `weight`: int8 values [N, K] as `prepare_weights` gives, packed at every
-            call, or uint8 [N, bytes] as bitcore.packing gives, read in place.
+        qweight: for inference, in place of `weight`: int8 values [N, K] as `prepare_weights` gives, checked and packed
+            at every call, or uint8 [N, bytes] as bitcore.packing gives, read in place: bytes are not looked at.
         qweight_scale: float32 scale of `qweight`.
         qweight_zero_point: int8 zero point of `qweight`, for int4 weights that have one.
 
@@ -49,9 +50,10 @@ def forward(
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError: an argument is missing or does not fit.
+        QuantizationError: a weight is NaN or infinite, or int8 `qweight` or its scale are not what quantizers make.
         KernelNotFoundError: the kernel that was forced cannot serve.
     """
-    config = quant_config if quant_config is not None else BitQuantConfig()
+    config = config_or_default(quant_config)
     if training:
         if weight is None:
             raise ArgumentError("weight", None, "a float tensor [out_features, in_features] in training")
@@ -60,6 +62,7 @@ def forward(
         check_training_input(x, weight)
         return forward_training(x, weight, bias, config, quantization_lambda, _training_kernel(x, weight, config))
     packed = _packed(x, weight, qweight, qweight_scale, qweight_zero_point, config)
+    packed.check_scale_shape(config, "qweight_scale")
     request = KernelRequest(config, x.device.type, x.dtype, packed.in_features, packed.packed.shape[0])
     return forward_packed(KernelRegistry.resolve(request), x, packed, bias, weight)
 
@@ -71,7 +74,7 @@ def prepare_weights(weight: Tensor, quant_config: BitQuantConfig | None = None) 
         QuantizationError: a weight is NaN or infinite, or so large that its scale is.
         ArgumentError: the config's quantizer has a zero point: use `Int4Quantizer` and pass all three.
     """
-    config = quant_config if quant_config is not None else BitQuantConfig()
+    config = config_or_default(quant_config)
     if config.weight_quantizer == "minmax":
         raise ArgumentError("quant_config.weight_quantizer", "minmax", "a quantizer without a zero point")
     with torch.no_grad():
@@ -127,6 +130,8 @@ def forward_packed(
 
 def check_training_input(x: Tensor, weight: Tensor) -> None:
     """Raises the typed error of an `x` that `weight` [N, K] cannot multiply."""
+    if weight.dim() != 2:
+        raise ShapeError("weight", f"of shape {list(weight.shape)}", "[out_features, in_features]")
     check_input(x, weight.shape[1], weight.device)
     check_training_dtype(x, weight)
 
@@ -152,6 +157,7 @@ def _packed(
     if scale is None:
         raise ArgumentError("qweight_scale", None, "the scale of qweight")
     if qweight.dtype == torch.int8:
+        check_positive("qweight_scale", scale)
         return PackedWeight.from_quantized(QuantizedWeight(qweight, scale, zero_point), config)
     if qweight.dtype != torch.uint8:
         raise DtypeError("qweight", qweight.dtype, "torch.int8 values or torch.uint8 packed bytes")

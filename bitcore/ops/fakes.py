@@ -81,6 +81,49 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Maps x and delta [..., n], weight [n] to two of x's shape."""
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def gated_activation(gate: Tensor, up: Tensor, weight: Tensor | None, eps: float, activation: int) -> Tensor:
+    """Maps gate and up [..., n] to their shape."""
+    return gate.new_empty(gate.shape)
+
+
+def normed_linear_group(
+    x: Tensor,
+    other: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    source: int,
+    weight_packed: list[Tensor],
+    weight_scale: list[Tensor],
+    weight_zero_point: list[Tensor],
+    bias: list[Tensor],
+    in_features: int,
+    mode: int,
+) -> list[Tensor]:
+    """`packed_linear_group`; for source 1, x + other, with a tensor of x's shape behind its outputs."""
+    outputs = packed_linear_group(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, mode)
+    return [*outputs, x.new_empty(x.shape)] if source == 1 else outputs
+
+
+def attend_at(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    arrivals: Tensor,
+) -> Tensor:
+    """Maps q [batch, 1, heads * head_dim] to its shape; writes into keys and values."""
+    return q.new_empty(q.shape)
+
+
 if extensions.why_missing() is None:
     torch.library.register_fake("bitlab::rms_norm", rms_norm)
     torch.library.register_fake("bitlab::attend_one", attend_one)
@@ -90,3 +133,8 @@ if extensions.why_missing() is None:
     torch.library.register_fake("bitlab::quantize_ternary", quantize_ternary)
     torch.library.register_fake("bitlab::dequantize_ternary", dequantize_ternary)
     torch.library.register_fake("bitlab::quantize_tokens", quantize_tokens)
+if extensions.why_cuda_missing() is None:
+    torch.library.register_fake("bitlab::add_rms_norm", add_rms_norm)
+    torch.library.register_fake("bitlab::gated_activation", gated_activation)
+    torch.library.register_fake("bitlab::attend_at", attend_at)
+    torch.library.register_fake("bitlab::normed_linear_group", normed_linear_group)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bitcore.checks import check_finite
 from bitcore.exceptions import NonFiniteError, QuantizationError
-from bitcore.packed_weight import check_finite
 from bitlayers.nested import tensors
 
 

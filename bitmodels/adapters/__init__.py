@@ -34,7 +34,8 @@ def adapt(checkpoint: Checkpoint) -> ForeignModel:
         )
     assert isinstance(checkpoint, HuggingFaceCheckpoint)
     names = checkpoint.config.get("architectures")
-    known = [name for name in names if name in HUGGING_FACE] if isinstance(names, list) else []
+    given = names if isinstance(names, list) else []
+    known = [name for name in given if isinstance(name, str) and name in HUGGING_FACE]
     if len(known) != 1:
         raise CheckpointError(
             f"{checkpoint.path}: config.json has architectures {names!r}, expected one of {', '.join(HUGGING_FACE)}, "

@@ -21,11 +21,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from bitcore.checks import check_positive
 from bitcore.exceptions import CheckpointError, QuantizationError, ShapeError
 from bitcore.packing import is_packed_ternary
 from bitmodels.formats.codes import codes_of_ternary, row_parts, ternary_of_codes
 from bitmodels.formats.fitting import check_fits
-from bitmodels.formats.scales import check_scale
 
 # Of mean(abs(w)), median over the layers. The masters of BitNet b1.58 2B-4T, the largest known, are 1 to 6.
 LARGEST_MEDIAN_SCALE = 8.0
@@ -63,9 +63,9 @@ class BitNetQuantization(BaseModel):
         if stored.numel() != 1:
             raise ShapeError("weight_scale", f"of shape {list(stored.shape)}", "[1]")
         stored = stored.reshape(1).double()
-        check_scale("weight_scale", stored)
+        check_positive("weight_scale", stored)
         scale = (stored if self.linear_class == "autobitlinear" else stored.reciprocal()).float()
-        check_scale("weight_scale", scale)
+        check_positive("weight_scale", scale)
         return scale
 
     def stored_of_scale(self, scale: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class BitNetQuantization(BaseModel):
         """
         if scale.numel() != 1:
             raise ShapeError("weight_scale", f"of shape {list(scale.shape)}", "[1]: bitnet has one scale a weight")
-        check_scale("weight_scale", scale)
+        check_positive("weight_scale", scale)
         if self.linear_class == "autobitlinear":
             return scale.float().reshape(1)
         stored = scale.double().reciprocal().reshape(1)

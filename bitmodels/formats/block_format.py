@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitcore.checks import check_positive
 from bitcore.exceptions import QuantizationError
 from bitmodels.formats.codes import check_nbytes, codes_of_ternary, row_parts, ternary_of_codes
 from bitmodels.formats.fitting import BLOCK_SIZES, check_fits
-from bitmodels.formats.scales import check_scale, scale_of_blocks
+from bitmodels.formats.scales import scale_of_blocks
 
 SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal  # below it float16 loses digits
 
@@ -71,7 +72,7 @@ class BlockFormat:
         """
         out_features, in_features = ternary.shape
         check_fits(self.name, out_features, in_features)
-        check_scale("weight_scale", scale)
+        check_positive("weight_scale", scale)
         smallest, largest = scale.aminmax()
         if float(smallest) < SMALLEST_NORMAL or bool(largest.half().isinf()):
             if not bool(ternary.any()):  # as of layers that training has left at the smallest scale there is

@@ -7,12 +7,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from bitcore.checks import check_positive
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
 from bitcore.packing import pack_ternary, packed_columns
 from bitcore.quantizers import QuantizedWeight
-from bitmodels.formats.scales import check_scale, config_for, simplest_scale, zero_groups
+from bitmodels.formats.scales import config_for, simplest_scale, zero_groups
 
 
 class TernaryFormat(Protocol):
@@ -91,7 +92,7 @@ class EncodedWeight:
             scale = simplest_scale(raw, lambda: zero_groups(self._ternary().reshape(raw.shape[0], -1), raw.shape[1]))
             if self.own_scale is not None:
                 scale = scale * self.own_scale
-                check_scale("scale", scale)
+                check_positive("scale", scale)
         except ArgumentError as error:
             raise self._damage(error) from error
         return scale

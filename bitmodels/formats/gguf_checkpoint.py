@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bitcore.checks import check_positive
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitmodels.formats.checkpoint import Checkpoint, TensorEntry
 from bitmodels.formats.encoded_weight import EncodedWeight
 from bitmodels.formats.gguf_header import GgufTensor, read_header
 from bitmodels.formats.gguf_types import PLAIN_TYPES, TERNARY_TYPES, plain_tensor, type_name
-from bitmodels.formats.scales import check_scale
 
 
 class GgufCheckpoint(Checkpoint):
@@ -67,7 +67,7 @@ class GgufCheckpoint(Checkpoint):
             )
         scale = self._mapped(tensor).clone().view(torch.float32)
         try:
-            check_scale(tensor.name, scale)
+            check_positive(tensor.name, scale)
         except ArgumentError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         return scale

@@ -40,7 +40,7 @@ def gguf_package(why: str) -> ModuleType:
     try:
         return import_module("gguf")
     except ImportError as error:
-        raise DependencyError(f"{why} needs the gguf package: pip install 'bitlab[gguf]'") from error
+        raise DependencyError(f"{why} needs the gguf package: pip install gguf") from error
 
 
 def type_name(ggml_type: int) -> str:

@@ -17,10 +17,10 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from bitcore.checks import check_positive
 from bitcore.exceptions import ShapeError
 from bitmodels.formats.codes import check_nbytes, codes_of_ternary, row_parts, ternary_of_codes
 from bitmodels.formats.fitting import BLOCK_SIZES, check_fits
-from bitmodels.formats.scales import check_scale
 
 BLOCK = BLOCK_SIZES["I2_S"]
 SCALE_BYTES = 32
@@ -68,7 +68,7 @@ class I2SFormat:
             QuantizationError: a value is not ternary, or the scale is no positive finite number.
         """
         check_fits(self.name, *ternary.shape)
-        check_scale("weight_scale", scale)
+        check_positive("weight_scale", scale)
         if scale.numel() != 1:
             raise ShapeError("weight_scale", f"of shape {list(scale.shape)}", "[1] for I2_S")
         first, second, third, fourth = codes_of_ternary(ternary).reshape(-1, 4, 32).unbind(1)

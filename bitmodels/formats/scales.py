@@ -5,17 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bitcore.checks import refuse
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import QuantizationError, ShapeError
-
-
-def check_scale(argument: str, scale: Tensor) -> None:
-    """Raises QuantizationError with the first scale that is not a positive finite number."""
-    _refuse(argument, scale, ~(scale.isfinite() & (scale > 0)))
+from bitcore.exceptions import ShapeError
 
 
 def simplest_scale(scale: Tensor, is_zero: Callable[[], Tensor]) -> Tensor:
-    """One scale [1] if all are equal, else one a row [N] if those of a row are, else `scale` [N, groups].
+    """One scale [1] if all are equal, else one a row [N] if those of a row are, else the fewest groups [N, groups].
 
     A group of zero weights is as good with any scale, and encoders leave 0 there: it takes the largest of its row.
 
@@ -26,15 +22,20 @@ def simplest_scale(scale: Tensor, is_zero: Callable[[], Tensor]) -> Tensor:
     Raises:
         QuantizationError: a scale is NaN, infinite or negative, or 0 for weights that are not all zero.
     """
-    _refuse("scale", scale, ~scale.isfinite())
+    refuse("scale", scale, ~scale.isfinite(), "positive and finite")
     if not bool((scale > 0).all()):
-        _refuse("scale", scale, (scale < 0) | ((scale == 0) & ~is_zero()))
+        refuse("scale", scale, (scale < 0) | ((scale == 0) & ~is_zero()), "positive and finite")
         for largest in (scale.amax(1, keepdim=True), scale.amax().reshape(1, 1), torch.ones_like(scale[:1, :1])):
             scale = scale.where(scale > 0, largest)
     if bool((scale == scale[0, 0]).all()):
         return scale[0, :1].clone()  # without what it was cut from
     if bool((scale == scale[:, :1]).all()):
         return scale[:, 0].clone()
+    rows, groups = scale.shape
+    for fewer in (number for number in range(2, groups) if groups % number == 0):
+        together = scale.reshape(rows, fewer, -1)
+        if bool((together == together[:, :, :1]).all()):
+            return together[:, :, 0].clone()
     return scale
 
 
@@ -67,9 +68,3 @@ def scale_of_blocks(scale: Tensor, out_features: int, in_features: int, block_si
             "weight_scale", f"for groups of {group_size} weights", f"one for each block of {block_size} or more"
         )
     return scale.repeat_interleave(group_size // block_size, dim=1)[:, :blocks]
-
-
-def _refuse(argument: str, scale: Tensor, bad: Tensor) -> None:
-    if bool(bad.any()):
-        place = [int(index) for index in bad.nonzero()[0]]
-        raise QuantizationError(argument, f"{scale[tuple(place)].item()} at {place}", "positive and finite")

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bitcore.checks import check_finite
 from bitcore.exceptions import DtypeError, QuantizationError, ShapeError
 from bitcore.quantizers import QuantizedWeight
 from bitmodels.formats.scales import simplest_scale, zero_groups
@@ -31,10 +32,8 @@ def ternary_of_floats(weight: Tensor) -> QuantizedWeight:
     if not weight.is_floating_point():
         raise DtypeError("weight", weight.dtype, "a floating-point dtype")
     out_features, in_features = weight.shape
+    check_finite("weight", weight)
     magnitude = weight.abs()
-    if not bool(magnitude.isfinite().all()):
-        row, column = (int(index) for index in magnitude.isfinite().logical_not().nonzero()[0])
-        raise QuantizationError("weight", f"{weight[row, column].item()} at [{row}, {column}]", "finite")
     for shards in COLUMN_SHARDS:
         if in_features % shards != 0 or (shards > 1 and in_features // shards < SMALLEST_SHARD):
             continue

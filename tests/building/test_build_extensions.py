@@ -53,6 +53,21 @@ def test_a_failing_compiler_is_an_error_only_where_asked(tree: Path) -> None:
     assert "this is not C++" in result.stderr
 
 
+def test_a_wheel_takes_nothing_of_an_earlier_build(tree: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copy(ROOT / "bitcore" / "version.py", tree / "bitcore")
+    (tree / "bitcore/__init__.py").touch()
+    (tree / "bitcore/kernels/bindings").mkdir(parents=True)
+    (tree / "bitcore/kernels/bindings/bitlab_cpu.so").touch()
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "wheel"]
+    environment = {**os.environ, "CXX": "no-such-compiler", "BUILD_CPP_EXTENSIONS": ""}
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    built = [path.name for path in (tree / "wheel/bitcore").rglob("*") if path.suffix in (".so", ".json")]
+    assert built == ["build_report.json"]
+
+
 def test_builds_again_only_what_changed_and_cleans(tree: Path) -> None:
     first = build(tree)
     assert first.returncode == 0, first.stdout + first.stderr

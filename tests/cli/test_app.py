@@ -66,7 +66,7 @@ def test_without_the_extra_a_sentence_says_how_to_get_it(missing: list[str]) -> 
     code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import runpy; runpy.run_module('bitcli')"
     result = python("-c", code.replace("run_module('bitcli')", "run_module('bitcli', run_name='__main__')"))
     assert result.returncode == 2
-    assert result.stderr == f"error: bitlab needs {' and '.join(missing)}: pip install 'bitlab[cli]'\n"
+    assert result.stderr == f"error: bitlab needs {' and '.join(missing)}: pip install {' '.join(missing)}\n"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="reads pyproject.toml with tomllib")

@@ -1,11 +1,13 @@
 """Quantizers against their definitions, written out in float64 or by rows, and the STE's gradients."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
 from bitcore import BitQuantConfig
-from bitcore.exceptions import ArgumentError, DtypeError, ShapeError
+from bitcore.exceptions import ArgumentError, DtypeError, QuantizationError, ShapeError
 from bitcore.quantizers import (
     Int4Quantizer,
     Quantizer,
@@ -202,8 +204,29 @@ def test_wrong_weights_are_refused() -> None:
         ternary_quantize(torch.randn(3))
     with pytest.raises(DtypeError, match=r"weight is torch.int64, expected a floating-point dtype"):
         ternary_quantize(torch.ones(2, 2, dtype=torch.int64))
-    with pytest.raises(ArgumentError, match=r"config.weight_dtype is int4, expected ternary"):
-        ternary_quantize(torch.randn(2, 2), BitQuantConfig.int4())
+    with pytest.raises(QuantizationError, match=r"weight is inf at \[1, 0\], expected finite"):
+        ternary_quantize(torch.tensor([[1.0], [torch.inf]]))
+
+
+def test_configs_of_other_weights_are_refused() -> None:
+    for make in (lambda config: ternary_quantize(torch.randn(2, 2), config), TernaryQuantizer):
+        with pytest.raises(ArgumentError, match=r"config.weight_dtype is int4, expected ternary"):
+            make(BitQuantConfig.int4())
+    with pytest.raises(ArgumentError, match=r"config.weight_dtype is ternary, expected int4"):
+        Int4Quantizer(BitQuantConfig())
+    with pytest.raises(ArgumentError, match=r"quant_config is 'ternary', expected a BitQuantConfig"):
+        ternary_quantize(torch.randn(2, 2), "ternary")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (3, 2), (2, 3, 4), (3, 3)], ids=str)
+def test_scales_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    config = BitQuantConfig(weight_granularity="per_group", group_size=2)
+    values = torch.ones(3, 8, dtype=torch.int8)
+    with pytest.raises(ShapeError, match=rf"scale is of shape {re.escape(str(list(shape)))}, expected .* \[3, 8\]"):
+        dequantize(values, torch.ones(shape), None, config)
+    with pytest.raises(ShapeError, match="zero_point is of shape"):
+        dequantize(values, torch.ones(3, 4), torch.zeros(shape, dtype=torch.int8), config)
+    assert torch.equal(dequantize(values, torch.full((3, 4), 2.0), None, config), torch.full((3, 8), 2.0))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

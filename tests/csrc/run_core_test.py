@@ -18,9 +18,9 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "
 
 
 def build_test(compiler: str, machine: str, directory: Path, extra: list[str]) -> Path:
-    """Compiles the core and tests/csrc/test_kernels.cpp into one program."""
+    """Compiles the core and the C++ files beside this one into one program."""
     jobs, _, _ = build.core_jobs(compiler, machine)
-    jobs[Path(__file__).with_name("test_kernels.cpp")] = []
+    jobs |= {source: [] for source in sorted(Path(__file__).parent.glob("*.cpp"))}
     objects = []
     for source, flags in jobs.items():
         output = directory / f"{source.stem}.o"

@@ -288,9 +288,7 @@ def test_without_the_gguf_package(tmp_path: Path, whole: bytes, monkeypatch: pyt
     path.write_bytes(whole)
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert isinstance(open_checkpoint(path).read("blk.0.attn_q.weight"), EncodedWeight)
-    with pytest.raises(
-        DependencyError, match=r"writing GGUF files needs the gguf package: pip install 'bitlab\[gguf\]'"
-    ):
+    with pytest.raises(DependencyError, match=r"writing GGUF files needs the gguf package: pip install gguf$"):
         write(tmp_path / "other.gguf")
     path.write_bytes(header(1, rest=tensor_info(b"t", (32, 2), kind=8) + SPACE))
     with pytest.raises(DependencyError, match="a tensor of GGUF type 8 needs the gguf package"):

@@ -1,11 +1,15 @@
 """Runs every path of the CUDA kernels once on small odd shapes; to be run under compute-sanitizer."""
 
 import torch
+from torch.nn import functional as F
 
 from bitcore import BitQuantConfig
 from bitcore.kernels import KernelRegistry
+from bitcore.kernels.cuda import CudaKernel
 from bitcore.kernels.reference import ReferenceKernel
+from bitcore.ops import cuda_decoding
 from bitcore.packed_weight import PackedWeight
+from bitlayers.rotary import HalfRotary
 
 CONFIGS = [
     BitQuantConfig(),
@@ -35,8 +39,33 @@ def main() -> None:
             kernel(config).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
         )
         torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+    between_products()
     torch.cuda.synchronize()
     print("all equal")
+
+
+@torch.no_grad()
+def between_products() -> None:
+    """The steps of decoding: a few rows, and attention in one part and in several."""
+    kernel = CudaKernel(BitQuantConfig())
+    for in_features, rows in ((203, 3), (1280, 1), (8320, 1)):
+        weight = PackedWeight.from_float(torch.randn(90, in_features, device="cuda"), kernel.config)
+        x, delta = torch.randn(2, rows, in_features, device="cuda").bfloat16().unbind()
+        norm = torch.rand(in_features, device="cuda").bfloat16(), 1e-5
+        y, before = kernel.normed_linear_group("add", x, delta, norm, [weight], [])
+        total, normed = cuda_decoding.add_rms_norm(x, delta, *norm)
+        assert torch.equal(before, total)
+        assert torch.equal(y, kernel.linear(normed, weight))
+    for room, past in ((40, 17), (2300, 1999)):
+        q, (k, v) = torch.randn(1, 1, 512, device="cuda").half(), torch.randn(2, 1, 1, 128, device="cuda").half()
+        cos, sin = torch.rand(2, 1, 64, device="cuda").half()
+        keys, values = torch.randn(2, 1, 2, room, 64, device="cuda").half()
+        position, arrivals = torch.tensor([past], device="cuda"), torch.zeros(8, dtype=torch.int32, device="cuda")
+        y = cuda_decoding.attend_at(q, k, v, cos, sin, keys, values, position, arrivals)
+        turned = HalfRotary(cos, sin)(q.view(1, 8, 1, 64), k.view(1, 2, 1, 64))[0].double()
+        seen = keys[:, :, : past + 1].double(), values[:, :, : past + 1].double()
+        expected = F.scaled_dot_product_attention(turned, *seen, enable_gqa=True).view(y.shape)
+        torch.testing.assert_close(y.double(), expected, rtol=0.01, atol=0.01)
 
 
 if __name__ == "__main__":

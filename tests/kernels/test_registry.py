@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitcore import BitQuantConfig, extensions
-from bitcore.exceptions import ArgumentError, ExtensionWarning, KernelNotFoundError
+from bitcore.exceptions import ArgumentError, DeviceError, ExtensionWarning, KernelNotFoundError
 from bitcore.kernels import BitKernelBase, KernelRegistry, KernelRequest, registry
 from bitcore.kernels.cuda import CudaKernel
 from bitcore.kernels.reference import ReferenceKernel
@@ -51,6 +51,14 @@ def test_reference_serves_what_no_other_does() -> None:
     for device in ("cuda", "mps", "meta"):
         request = KernelRequest(CONFIG, device, torch.float32)
         assert ReferenceKernel.unsupported_reason(request) is None
+
+
+def test_what_is_no_device_or_config_is_named() -> None:
+    for ask in (KernelRegistry.get_kernel_for_config, KernelRegistry.explain):
+        with pytest.raises(DeviceError, match=r"device is 'gpu', expected a torch.device or its name"):
+            ask(CONFIG, device="gpu")
+        with pytest.raises(ArgumentError, match=r"quant_config is 'ternary', expected a BitQuantConfig"):
+            ask("ternary")  # type: ignore[arg-type]
 
 
 def test_compiled_kernels_come_before_the_reference() -> None:
@@ -225,6 +233,7 @@ def test_a_machine_without_the_extension_warns_once_and_serves(monkeypatch: pyte
 def test_a_gpu_without_the_extension_warns_once_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(extensions, "why_cuda_missing", lambda: "not built: nvcc was not found")
+    monkeypatch.setattr(KernelRegistry._kernels["triton"], "unavailable_reason", lambda: "left out")
     extensions.warn_that_missing.cache_clear()
     with pytest.warns(ExtensionWarning, match=r"CUDA kernels are missing \(not built: nvcc was not found\)") as warned:
         assert KernelRegistry.get_kernel_for_config(CONFIG, "cuda").name == "reference"

@@ -167,6 +167,8 @@ def test_registry_takes_new_layers_and_refuses_taken_names(monkeypatch: pytest.M
     assert type(convert(nn.Sequential(nn.Linear(2, 2)))[0]) is ScaledLinear
     with pytest.raises(ArgumentError, match="name is 'BitLinear', expected another name"):
         register_layer("BitLinear")(ScaledLinear)
+    with pytest.raises(ArgumentError, match="expected a subclass of BitLayer"):
+        register_layer("Dense")(nn.Linear)  # type: ignore[type-var]
 
 
 class Experts(nn.Module):

@@ -77,3 +77,23 @@ def test_wrong_arguments_are_named() -> None:
         bitlinear.forward(x, qweight=q * 2, qweight_scale=scale, training=False)
     with pytest.raises(QuantizationError, match="weight is nan"):
         bitlinear.prepare_weights(w * float("nan"))
+    with pytest.raises(ShapeError, match=r"weight is of shape \[20\], expected \[out_features, in_features\]"):
+        bitlinear.forward(x, weight=w[0])
+    with pytest.raises(DtypeError, match=r"bias is torch.int64, expected a floating-point dtype"):
+        bitlinear.forward(x, weight=w, bias=torch.ones(6, dtype=torch.int64), training=False)
+    for wrong in ("ternary", {"weight_dtype": "ternary"}):
+        with pytest.raises(ArgumentError, match=r"quant_config is .*ternary.*, expected a BitQuantConfig"):
+            bitlinear.forward(x, weight=w, quant_config=wrong, training=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_scales_that_do_not_fit_are_refused(packed: bool) -> None:
+    x, values = torch.randn(3, 20), torch.ones(6, 20, dtype=torch.int8)
+    q = pack_ternary(values) if packed else values
+    for config, shape in ((CONFIG, (6,)), (CONFIG, ()), (BitQuantConfig(weight_granularity="per_channel"), (1,))):
+        with pytest.raises(ShapeError, match=rf"qweight_scale is of shape .* for {config.weight_granularity} weights"):
+            bitlinear.forward(x, qweight=q, qweight_scale=torch.ones(shape), quant_config=config, training=False)
+    if not packed:
+        for bad in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(QuantizationError, match=r"qweight_scale is .* at \[0\], expected positive and finite"):
+                bitlinear.forward(x, qweight=q, qweight_scale=torch.tensor([bad]), training=False)

@@ -154,6 +154,30 @@ def test_from_linear_copies_or_shares() -> None:
     assert BitLinear.from_linear(dense, quant_config=config).quant_config is config
 
 
+def test_only_an_nn_linear_becomes_one() -> None:
+    with pytest.raises(ArgumentError, match=r"linear is a Conv2d, expected an nn.Linear"):
+        BitLinear.from_linear(nn.Conv2d(3, 3, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["ternary", {"weight_dtype": "ternary"}], ids=str)
+def test_what_is_no_config_is_refused(wrong: object) -> None:
+    for make in (
+        lambda config: BitLinear(4, 4, quant_config=config),
+        lambda c: BitLinear.from_linear(nn.Linear(4, 4), c),
+    ):
+        with pytest.raises(ArgumentError, match=r"quant_config is .*ternary.*, expected a BitQuantConfig"):
+            make(wrong)
+
+
+def test_scales_that_were_packed_elsewhere_are_checked() -> None:
+    packed = BitLinear(20, 6).eval()._packed_weight()
+    for scale, message in ((torch.ones(6), r"\[6\], expected \[1\]"), (torch.zeros(1), "0.0"), (-packed.scale, "-")):
+        layer = BitLinear(20, 6)
+        with pytest.raises(ArgumentError, match=f"weight_scale is .*{message}"):
+            layer.deploy_packed(packed._replace(scale=scale), BitQuantConfig())
+        assert not layer.is_deployed
+
+
 @every_config
 def test_quantized_weight_before_and_after_deploy(config: BitQuantConfig) -> None:
     layer = BitLinear(20, 6, quant_config=config)

@@ -74,6 +74,10 @@ def damaged(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         state["weight_packed"][1, 1] |= 3
     elif how == "nan scale":
         state["weight_scale"][0] = float("nan")
+    elif how == "no scale at all":
+        state["weight_scale"].zero_()
+    elif how == "inverted sign":
+        state["weight_scale"].neg_()
     elif how == "short rows":
         state["weight_packed"] = state["weight_packed"][:, :-1]
     elif how == "no scale":
@@ -87,7 +91,9 @@ def damaged(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
     ("how", "message"),
     [
         ("code 3", r"a code of 3, expected ternary weights in 2bit"),
-        ("nan scale", r"weight_scale is nan at \[0\], expected finite"),
+        ("nan scale", r"weight_scale is nan at \[0\], expected positive and finite"),
+        ("no scale at all", r"weight_scale is 0.0 at \[0\], expected positive and finite"),
+        ("inverted sign", r"weight_scale is -.* at \[0\], expected positive and finite"),
         ("short rows", r"weight_packed is of shape \[6, 4\], expected \[6, 5\]"),
         ("no scale", "weight_scale is missing beside weight_packed"),
         ("wrong dtype", "packed is torch.int32, expected torch.uint8"),

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from bitcore.exceptions import ArgumentError
-from bitmodels.decoding_graph import DecodingGraph, FixedLengthCache
+from bitlayers.fixed_length_cache import FixedLengthCache
+from bitmodels.decoding_graph import DecodingGraph
+from bitmodels.fused_step import FusedStep
 from bitmodels.transformer import BitTransformerConfig, BitTransformerModel
 from bitmodels.transformer_cache import TransformerCache
 
@@ -14,7 +16,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees 
 
 def model_of(device: str = "cpu", **options: object) -> BitTransformerModel:
     sizes = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 4}
-    config = BitTransformerConfig(num_kv_heads=2, max_length=64, sub_norm=True, **sizes, **options)
+    config = BitTransformerConfig(**{"num_kv_heads": 2, "max_length": 64, "sub_norm": True, **sizes, **options})
     return BitTransformerModel(config).eval().to(device)
 
 
@@ -36,11 +38,10 @@ def test_a_fixed_length_cache_attends_to_the_positions_so_far() -> None:
     for layer in fixed.layers:
         layer.keys[:, :, 20:], layer.values[:, :, 20:] = 1e3, 1e30  # a later position that is read shows
     for step in range(5):
-        position = torch.tensor([7 + step])
-        allowed = (torch.arange(40) <= position).unsqueeze(0)
-        caches = [FixedLengthCache(layer, position, allowed) for layer in fixed.layers]
+        position, arrivals = torch.tensor([7 + step]), torch.zeros(12, dtype=torch.int32)
+        caches = [FixedLengthCache(layer, position, arrivals) for layer in fixed.layers]
         token = tokens[:, step : step + 1]
-        logits = model.logits(model.model.run(token, position, None, caches)[:, -1])
+        logits = model.logits(model.model.run(token, model.model.rotary(position), caches)[:, -1])
         assert_near(logits, model.next_logits(token, None, ordinary))
 
 
@@ -52,18 +53,50 @@ def test_a_cache_that_cannot_be_captured_is_refused() -> None:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("compile", [False, True])
 @torch.no_grad()
-def test_a_graph_gives_the_logits_of_the_ordinary_cache(compile: bool) -> None:
+def test_a_graph_gives_the_logits_of_the_ordinary_cache() -> None:
     model, prompt, tokens = model_of("cuda"), torch.randint(50, (3, 7)), torch.randint(50, (3, 33), device="cuda")
     ordinary, captured = filled(model, prompt), filled(model, prompt)
-    graph = DecodingGraph(model, captured, compile=compile)
+    graph = DecodingGraph(model, captured)
     for step in range(33):
         token = tokens[:, step : step + 1]
         assert_near(graph(token), model.next_logits(token, None, ordinary))
     assert captured.length == ordinary.length == 40
     with pytest.raises(ArgumentError, match="full: 40 positions"):
         graph(tokens[:, :1])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{"sub_norm": True}, {"activation": "silu"}, {"mlp_bias": True, "num_kv_heads": 4}])
+@torch.no_grad()
+def test_a_fused_step_has_the_bits_of_its_parts(dtype: torch.dtype, options: dict[str, object]) -> None:
+    model = model_of("cuda", **{"activation": "gelu", "num_kv_heads": 2, **options}).to(dtype)
+    prompt, token = torch.randint(50, (1, 7)), torch.randint(50, (1, 1), device="cuda")
+    position, arrivals = torch.tensor([7], device="cuda"), torch.zeros(4, dtype=torch.int32, device="cuda")
+    rotary = model.model.rotary(position)
+    steps = []
+    for _ in range(2):
+        caches = [FixedLengthCache(layer, position, arrivals) for layer in filled(model, prompt).layers]
+        steps.append(caches)
+    assert FusedStep.serves(model.model, torch.empty(1, 1, 64, device="cuda", dtype=dtype))
+    hidden = FusedStep(model.model)(token, rotary, steps[0])
+    assert torch.equal(hidden, model.model.run(token, rotary, steps[1]))
+    for fused, parts in zip(*steps, strict=True):
+        assert torch.equal(fused.keys, parts.keys)
+        assert torch.equal(fused.values, parts.values)
+
+
+@on_a_gpu
+@torch.no_grad()
+def test_what_cannot_be_fused_is_left_to_the_layers() -> None:
+    example = torch.empty(1, 1, 64, device="cuda", dtype=torch.bfloat16)
+    assert not FusedStep.serves(model_of("cuda").model, example)  # in float32
+    for name in ("layers.1.mlp", "layers.0.self_attn.o_proj", "layers.1.mlp.ffn_sub_norm"):
+        model = model_of("cuda").bfloat16().model
+        assert FusedStep.serves(model, example)
+        model.get_submodule(name).register_forward_hook(lambda *_: None)
+        assert not FusedStep.serves(model, example)
 
 
 @on_a_gpu

@@ -158,7 +158,7 @@ def replace_a_scale(model: BitTransformerModel, _: BitTransformerModel) -> None:
 
 
 def replace_a_norm(model: BitTransformerModel, _: BitTransformerModel) -> None:
-    model.model.layers[1].input_layernorm.weight = nn.Parameter(torch.randn(64))
+    model.model.layers[1].input_layernorm.weight = nn.Parameter(torch.randn(64).bfloat16())
 
 
 def scale_in_place(model: BitTransformerModel, _: BitTransformerModel) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers_of_all_kinds import KINDS, clear_prompt, make
 
-from bitcore.exceptions import ArgumentError, DtypeError, LayerStateError, ShapeError
+from bitcore.exceptions import ArgumentError, DtypeError, LayerStateError, NonFiniteError, ShapeError
 from bitcore.kernels import KernelRegistry
 from bitmodels.sampling import SamplingConfig
 from bitmodels.transformer import BitTransformerModel
@@ -155,10 +155,14 @@ def test_a_generator_repeats_what_is_drawn() -> None:
         ([[[1]]], {}, ShapeError, "row of shape"),
         ("text", {}, DtypeError, "input_ids is 'text', expected lists of tokens, which a tokenizer makes"),
         ([[1, "a"]], {}, DtypeError, "lists of tokens"),
+        ([[1, None]], {}, DtypeError, "lists of tokens"),
         (torch.tensor([1, 2]), {}, ShapeError, r"of shape \[2\], expected \[batch, length\]"),
         ([[1] * 32], {}, ShapeError, "32 tokens long, expected at most 31, .*shorten the prompt"),
         ([[1] * 30], {"max_new_tokens": 3}, ArgumentError, "max_new_tokens is 3, expected 1 to 2: the context has 32"),
         ([[1]], {"max_new_tokens": 0}, ArgumentError, "max_new_tokens is 0"),
+        ([[1]], {"max_new_tokens": 2.5}, ArgumentError, "max_new_tokens is 2.5, expected 1 to 31"),
+        ([[1]], {"eos_token_id": "</s>"}, ArgumentError, "eos_token_id is '</s>', expected a token, or several"),
+        ([[1]], {"eos_token_id": 1.5}, ArgumentError, "eos_token_id is 1.5"),
         ([[1]], {"temperature": 0.5}, ArgumentError, "temperature is given with do_sample=False"),
         ([[1]], {"temperature": 0.0, "do_sample": True}, ArgumentError, "temperature is 0.0"),
         ([[1]], {"top_p": 1.5, "do_sample": True}, ArgumentError, "top_p is 1.5"),
@@ -167,12 +171,33 @@ def test_a_generator_repeats_what_is_drawn() -> None:
         ([[1]], {"stop_strings": [""], "tokenizer": LetterTokenizer()}, ArgumentError, "no empty string"),
         ([[1]], {"attention_mask": torch.ones(1, 1)}, ArgumentError, "lists need no padding"),
         (torch.tensor([[1]]), {"attention_mask": torch.ones(1, 2)}, ShapeError, "attention_mask is of shape"),
+        (
+            torch.tensor([[1]]),
+            {"attention_mask": torch.full((1, 1), -2.5)},
+            ArgumentError,
+            "attention_mask is from -2.5 ",
+        ),
         (torch.tensor([[1]]), {"attention_mask": torch.zeros(1, 1)}, ShapeError, "without a token in row 0"),
     ],
 )
 def test_bad_input_is_refused_at_once(input_ids: object, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         make("llama").deploy().generate(input_ids, stream=True, **options)
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    model = make("llama").deploy()
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    for options in ({}, {"do_sample": True}):
+        with pytest.raises(NonFiniteError, match="logits is NaN, expected numbers: a weight of the model is NaN"):
+            model.generate([[1]], max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 5e-324])
+def test_the_smallest_temperatures_take_the_likeliest(temperature: float) -> None:
+    logits = 1e4 * torch.randn(3, 40)
+    for config in (SamplingConfig(temperature=temperature), SamplingConfig(temperature=temperature, top_p=0.9)):
+        assert torch.equal(config.sample(logits), logits.argmax(-1))
 
 
 def test_without_a_limit_the_context_is_filled() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from gguf_files import rewrite_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -18,7 +19,6 @@ from bitcore.quantizers import dequantize
 from bitmodels import AutoBitModel, export_gguf
 from bitmodels.adapters.gguf_names import deinterleaved, interleaved
 from bitmodels.formats import open_checkpoint, write_gguf
-from bitmodels.formats.gguf_types import PLAIN_TYPES
 from bitmodels.formats.gguf_writer import OutgoingGgufTensor
 from bitmodels.rope import RopeConfig
 from bitmodels.transformer import BitTransformerModel
@@ -242,24 +242,22 @@ def test_what_no_file_can_hold_is_refused_and_nothing_is_written(
         export_gguf(nn.Linear(3, 3), tmp_path / "model.gguf")
 
 
+def test_a_file_needs_a_folder_and_a_free_place(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder: '.*nowhere'"):
+        export_gguf(made(LLAMA), tmp_path / "nowhere" / "model.gguf")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a folder, where a file is to be written: '.*folder'"):
+        export_gguf(made(LLAMA), tmp_path / "folder")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
 # What is refused on reading
 
 
 def edited(directory: Path, metadata: dict[str, Any], drop: tuple[str, ...] = ()) -> Path:
     """A llama file with other metadata (... takes a key away), and without some tensors."""
     export_gguf(made({**LLAMA, "hidden_size": 64, "intermediate_size": 64}), directory / "whole.gguf", "Q2_0")
-    checkpoint = open_checkpoint(directory / "whole.gguf")
-    types = {str(dtype).removeprefix("torch."): number for number, (_, dtype) in PLAIN_TYPES.items()}
-    tensors = []
-    for name, entry in checkpoint.entries.items():
-        if name in drop:
-            continue
-        tensor = checkpoint.read(name)
-        data = tensor if isinstance(tensor, Tensor) else tensor.data
-        tensors.append(OutgoingGgufTensor(name, entry.shape, types.get(entry.encoding, 42), lambda data=data: data))
-    content = {**checkpoint.config, **metadata}
-    write_gguf(directory / "edited.gguf", tensors, {key: value for key, value in content.items() if value is not ...})
-    return directory / "edited.gguf"
+    return rewrite_gguf(directory / "whole.gguf", directory / "edited.gguf", metadata, drop)
 
 
 @pytest.mark.parametrize(

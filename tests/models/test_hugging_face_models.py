@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers_of_all_kinds import KINDS, TURNED, distance, make
 
 from bitcore import BitQuantConfig, CheckpointError
-from bitcore.exceptions import ArgumentError, QuantizationError, ShapeError
+from bitcore.exceptions import ArgumentError, DtypeError, QuantizationError, ShapeError
 from bitcore.kernels import KernelRegistry
 from bitlayers import BitLayer, BitLinear
 from bitmodels import AutoBitModel, export_hf
@@ -259,6 +259,12 @@ def test_what_transformers_cannot_hold_is_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_what_is_no_tokenizer_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="tokenizer is 'gpt2', expected a tokenizer of transformers"):
+        export_hf(make("llama"), tmp_path / "new", "gpt2")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_directory_of_shards_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     for write in (lambda: export_hf(make("llama"), tmp_path), lambda: make("llama").save_pretrained(tmp_path)):
@@ -335,6 +341,15 @@ def test_a_config_of_older_versions_is_read(tmp_path: Path) -> None:
     assert AutoBitModel.from_pretrained(bitlinear).config.rope == RopeConfig(rope_type="linear", factor=4.0)
     edit_config(bitlinear, rope_scaling=None, torch_dtype=...)
     assert AutoBitModel.from_pretrained(bitlinear).model.norm.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", ["bfloat16", torch.int8], ids=str)
+def test_what_is_no_dtype_of_floats_is_refused(wrong: Any, tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path / "ours")
+    export_hf(make("llama"), tmp_path / "foreign")
+    for directory in ("ours", "foreign"):
+        with pytest.raises(DtypeError, match=rf"dtype is {wrong!r}, expected a floating-point torch.dtype"):
+            AutoBitModel.from_pretrained(tmp_path / directory, dtype=wrong)
 
 
 def test_options_for_foreign_models_are_refused_for_our_own(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_wrong_configs_are_refused() -> None:
         AutoBitModel.from_config(OtherConfig())
     with pytest.raises(ArgumentError, match="name is 'mlp', expected another name"):
         register_model("mlp")(type("Other", (BitMLPModel,), {}))
+    with pytest.raises(ArgumentError, match="expected a subclass of BitModelBase"):
+        register_model("other")(dict)  # type: ignore[type-var]
 
 
 def test_models_are_listed() -> None:

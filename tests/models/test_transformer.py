@@ -162,6 +162,7 @@ def test_wrong_inputs_are_refused() -> None:
         ({"num_kv_heads": 3}, "num_kv_heads is 3, expected a divisor of num_heads, 4"),
         ({"hidden_size": 34}, "hidden_size is 34, expected a multiple of num_heads"),
         ({"head_dim": 7}, "head_dim is 7, expected an even number"),
+        ({"hidden_size": 2**63}, "less than or equal to 8388608"),
         ({"head_dtype": "ternary", "tie_embeddings": True}, "expected tie_embeddings=False"),
         ({"head_dtype": "int2"}, "head_dtype"),
         ({"hidden": 3}, "hidden"),

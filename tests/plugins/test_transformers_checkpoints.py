@@ -374,6 +374,9 @@ def test_configs_that_make_no_sense() -> None:
         BitLabQuantConfig(quant_method="bitnet")
     with pytest.raises(ArgumentError, match="expected plain names"):
         BitLabQuantConfig(modules_to_not_convert=["layers.(0|1)+"])
+    for wrong in ("lm_head", 3):
+        with pytest.raises(ArgumentError, match=rf"modules_to_not_convert is {wrong!r}, expected a list of names"):
+            BitLabQuantConfig(modules_to_not_convert=wrong)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="quantization_config: layers: "):
         BitLabQuantConfig(layers=[{"modules": ["a"]}])
     group = {"quant_config": {}, "deployed": True, "modules": ["a", "b", "a"]}

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "../cuda/linear.h"
-#include "tensors.h"
+#include "cuda_row_norm.h"
 
 namespace {
 
@@ -21,53 +21,6 @@ struct Mode {
 
   int64_t format, quantization, group_size;
 };
-
-void check(int error, const char* what) {
-  if (error == cudaSuccess) return;
-  const auto code = static_cast<cudaError_t>(error);
-  cudaGetLastError();  // or the next call would report it again
-  const char* remedy =
-      code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction
-          ? "; this build has no kernels for this GPU: run `python build_extensions.py` on this machine"
-          : "";
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code) + remedy);
-}
-
-// The device of x is the current one as long as this lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
-    moved_ = device != before_;
-  }
-  ~DeviceGuard() {
-    if (moved_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool moved_ = false;
-};
-
-const cuda::Device& device_at(int index) {
-  thread_local std::vector<cuda::Device> devices;
-  if (devices.size() <= static_cast<size_t>(index)) devices.resize(static_cast<size_t>(index) + 1);
-  cuda::Device& device = devices[static_cast<size_t>(index)];
-  if (device.compute_capability == 0) {
-    int major, minor;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index),
-          "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&device.shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
-          "cudaDeviceGetAttribute");
-    device.compute_capability = 10 * major + minor;
-  }
-  return device;
-}
 
 cuda::Weight checked_weight(const cuda::Linear& linear, const Tensor& x, const Tensor& packed, const Tensor& scale,
                             const Tensor* zero_point, const Tensor* bias) {
@@ -106,16 +59,9 @@ cuda::Linear checked_linear(const Tensor& x, int64_t in_features, int64_t mode_b
   return linear;
 }
 
-bool is_debugging() {
-  static const bool wanted = [] {
-    const char* value = std::getenv("BITLAB_DEBUG");
-    return value != nullptr && std::string(value) == "1";
-  }();
-  return wanted;
-}
-
-// Runs `linear`, whose weights are complete but for y, and returns the outputs.
-std::vector<Tensor> multiply(const Tensor& x, cuda::Linear& linear) {
+// Runs `linear`, whose weights are complete but for y, and returns the outputs. With a norm of the rows of x, which are
+// contiguous.
+std::vector<Tensor> multiply(const Tensor& x, cuda::Linear& linear, const cuda::RowNorm* norm = nullptr) {
   const int index = x.get_device_index();
   const DeviceGuard guard(index);
   std::vector<Tensor> outputs;
@@ -134,22 +80,19 @@ std::vector<Tensor> multiply(const Tensor& x, cuda::Linear& linear) {
   const Tensor rows = stride ? x : torch::stable::contiguous(x);
   linear.x = rows.const_data_ptr();
   linear.x_stride = stride.value_or(linear.k);
-  void* stream;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  void* const stream = stream_of(index);
   const cuda::Device& device = device_at(index);
   std::optional<Tensor> workspace;
-  const auto bytes = static_cast<int64_t>(cuda::workspace_bytes(linear, device));
+  const auto bytes = static_cast<int64_t>(norm == nullptr ? cuda::workspace_bytes(linear, device)
+                                                          : cuda::workspace_bytes(linear, *norm, device));
   if (bytes > 0) {
     const int64_t one = 1;
     workspace = allocate(1, &bytes, &one, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(), index);
   }
-  check(cuda::run(linear, device, workspace ? workspace->mutable_data_ptr() : nullptr, stream), "launching a kernel");
-  if (is_debugging()) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "cudaStreamIsCapturing");
-    if (status == cudaStreamCaptureStatusNone)
-      check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "running a kernel");
-  }
+  void* const memory = workspace ? workspace->mutable_data_ptr() : nullptr;
+  check_launch(
+      norm == nullptr ? cuda::run(linear, device, memory, stream) : cuda::run(linear, *norm, device, memory, stream),
+      stream);
   return outputs;
 }
 
@@ -165,31 +108,72 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight_packed, const Tensor&
   return multiply(x, linear)[0];
 }
 
-// Several weights that read the same x, which is quantized once. Lists of zero points and biases are empty or full.
+// Checked tensors of the weights `first` to `last` of lists. Lists of zero points and biases are empty or full.
+void add_weights(cuda::Linear& linear, const Tensor& x, size_t first, size_t last, const std::vector<Tensor>& packed,
+                 const std::vector<Tensor>& scale, const std::vector<Tensor>& zero_point,
+                 const std::vector<Tensor>& bias) {
+  const size_t count = packed.size();
+  require(scale.size() == count && (zero_point.empty() || zero_point.size() == count) &&
+              (bias.empty() || bias.size() == count),
+          "the lists of weights, scales, zero points and biases must be equally long");
+  for (size_t i = first; i < last; ++i)
+    linear.weights[linear.weight_count++] =
+        checked_weight(linear, x, packed[i], scale[i], zero_point.empty() ? nullptr : &zero_point[i],
+                       bias.empty() ? nullptr : &bias[i]);
+}
+
+// Several weights that read the same x, which is quantized once.
 std::vector<Tensor> packed_linear_group(const Tensor& x, const std::vector<Tensor>& weight_packed,
                                         const std::vector<Tensor>& weight_scale,
                                         const std::vector<Tensor>& weight_zero_point, const std::vector<Tensor>& bias,
                                         int64_t in_features, int64_t mode) {
   const size_t count = weight_packed.size();
-  require(weight_scale.size() == count && (weight_zero_point.empty() || weight_zero_point.size() == count) &&
-              (bias.empty() || bias.size() == count),
-          "the lists of weights, scales, zero points and biases must be equally long");
   std::vector<Tensor> outputs;
   for (size_t first = 0; first < count; first += cuda::kMaxWeights) {
     cuda::Linear linear = checked_linear(x, in_features, mode);
-    const size_t last = std::min(count, first + cuda::kMaxWeights);
-    for (size_t i = first; i < last; ++i)
-      linear.weights[linear.weight_count++] = checked_weight(
-          linear, x, weight_packed[i], weight_scale[i], weight_zero_point.empty() ? nullptr : &weight_zero_point[i],
-          bias.empty() ? nullptr : &bias[i]);
+    add_weights(linear, x, first, std::min(count, first + cuda::kMaxWeights), weight_packed, weight_scale,
+                weight_zero_point, bias);
     for (Tensor& output : multiply(x, linear)) outputs.push_back(std::move(output));
   }
   return outputs;
 }
 
+// packed_linear_group of the rows that a RowNorm makes of x and `other`; source as in bitcore/ops/cuda_decoding.py.
+// Where that is x + other, the sum comes behind the outputs.
+std::vector<Tensor> normed_linear_group(const Tensor& x, const std::optional<Tensor>& other,
+                                        const std::optional<Tensor>& norm_weight, double eps, int64_t source,
+                                        const std::vector<Tensor>& weight_packed,
+                                        const std::vector<Tensor>& weight_scale,
+                                        const std::vector<Tensor>& weight_zero_point, const std::vector<Tensor>& bias,
+                                        int64_t in_features, int64_t mode) {
+  require(source >= 0 && source <= static_cast<int64_t>(cuda::RowSource::kGelu), "source must be 0 to 4");
+  require(!weight_packed.empty() && weight_packed.size() <= cuda::kMaxWeights, "there must be 1 to 4 weights");
+  for (const Tensor& packed : weight_packed) require(packed.numel() > 0, "weights must have rows");
+  cuda::RowNorm norm =
+      checked_row_norm(x, pointer_to(other), pointer_to(norm_weight), eps, static_cast<cuda::RowSource>(source));
+  cuda::Linear linear = checked_linear(x, in_features, mode);
+  add_weights(linear, x, 0, weight_packed.size(), weight_packed, weight_scale, weight_zero_point, bias);
+  std::optional<Tensor> sum;
+  if (norm.source == cuda::RowSource::kAdd) {
+    sum = empty_output(x, norm.n, aoti_torch_device_type_cuda(), x.get_device_index());
+    norm.values = sum->mutable_data_ptr();
+  }
+  std::vector<Tensor> outputs = multiply(x, linear, &norm);
+  if (sum) outputs.push_back(std::move(*sum));
+  return outputs;
+}
+
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(bitlab, m) {
+  m.def(
+      "normed_linear_group(Tensor x, Tensor? other, Tensor? norm_weight, float eps, int source, Tensor[] "
+      "weight_packed, "
+      "Tensor[] weight_scale, Tensor[] weight_zero_point, Tensor[] bias, int in_features, int mode) -> Tensor[]");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(bitlab, CUDA, m) {
+  m.impl("normed_linear_group", TORCH_BOX(&normed_linear_group));
   m.impl("packed_linear", TORCH_BOX(&packed_linear));
   m.impl("packed_linear_group", TORCH_BOX(&packed_linear_group));
 }

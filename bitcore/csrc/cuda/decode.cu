@@ -4,10 +4,10 @@
 //             and take tile after tile, with the next chunks of the warp, also of the next tile, always under way
 //     lane    16 bytes of row g and 16 of row g + 8 a chunk: 4 lanes read 64 neighbouring bytes
 //     shared  the chunks under way (a lane reads back what it copied itself), and the int8 activations of all K, which
-//             the block makes itself from x where there is one token
+//             the block makes itself from x where there is one token (block_token.cuh)
 //
 // Two bits a weight: 32 bytes a lane are 128 weights, 56 shifts and masks, and 8 products m16n8k32 of the warp.
-#include "activations.cuh"
+#include "block_token.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "rows.cuh"
@@ -17,8 +17,11 @@
 namespace bitlab::cuda {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16;
-constexpr int kColumns = 8;
+constexpr int kRows = 16;
+constexpr int kFewResident = 2, kMostResident = 3;  // blocks of a multiprocessor: with three stages, with more
+
+// Weights of a token that a block normalizes, each thread one word: for more, a launch of its own is faster.
+constexpr int kMostNormalized = kThreads * 16;
 
 // Of 16 rows, for each multiprocessor: up to so many, blocks start faster than their copies run out.
 template <bool kQuantizes>
@@ -36,6 +39,7 @@ struct Decode {
   Quantized quantized;
   RowTiles tiles;
   int64_t row_bytes;
+  RowNorm norm;  // where the kernel normalizes
 };
 
 // kStages: chunks of a warp, one of them being used.
@@ -112,76 +116,10 @@ struct ChunkReader {
   }
 };
 
-// What the block knows of its columns; absmax and sums of the warps where it quantizes itself.
-struct Columns {
-  float scale[kColumns];  // by token
-  int sum[kColumns];
-  uint32_t absmax[kWarps];
-  int warp_sum[kWarps][kFloatDigits];
-};
-
-// A token that every block quantizes itself. A thread takes words threadIdx.x, + kThreads, ... of its 4P values.
-template <Format kFormat, int kDigits>
-struct BlockToken {
-  using Layout = Chunk<kFormat>;
-  static constexpr int kCount = 4 * Layout::kPerByte;
-  static constexpr int kRounds = (kMostTokenWeights + kThreads * kCount - 1) / (kThreads * kCount);
-
-  uint32_t pairs[kRounds][kCount / 2];
-
-  __device__ __forceinline__ void load(const Linear& linear) {
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int word = round * kThreads + static_cast<int>(threadIdx.x);
-      const int k0 = word / 16 * Layout::kWeights + (word % 4 * 4 + word / 4 % 4) * kCount;
-      load_pairs<kCount>(linear.x, k0, k0 < linear.k, pairs[round]);
-    }
-  }
-
-  // All threads of the block. q is complete after the next barrier.
-  __device__ __forceinline__ void quantize(Dtype dtype, int words, int8_t* q, Columns& columns) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t largest = 0;
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) largest = max(largest, absmax_bits(pairs[round], dtype));
-    largest = warp_max(largest);
-    if (lane == 0) columns.absmax[warp] = largest;
-    __syncthreads();
-    largest = warp_max(columns.absmax[lane % kWarps]);
-    const Quantizer quantizer = quantizer_of(largest, kDigits);
-    if (threadIdx.x == 0) columns.scale[0] = quantizer.scale;
-    int sums[kDigits] = {};
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int word = round * kThreads + static_cast<int>(threadIdx.x);
-      if (word >= words) break;
-      float values[kCount];
-      to_floats<kCount>(pairs[round], dtype, values);
-      uint32_t codes[kDigits][Layout::kPerByte];
-      quantize_share<Layout::kPerByte>(values, quantizer, codes, sums);
-      const int r0 = word / 16 * Layout::kHalfSteps + word / 4 % 4 * Layout::kPerByte;
-#pragma unroll
-      for (int d = 0; d < kDigits; ++d) {
-        int8_t* to = q + d * 64 + word % 4 * 16;
-        if constexpr (Layout::kPerByte == 4) {
-          *reinterpret_cast<uint4*>(to + r0 / 4 * kDigits * 64) = {codes[d][0], codes[d][1], codes[d][2], codes[d][3]};
-        } else {
-#pragma unroll
-          for (int i = 0; i < Layout::kPerByte; ++i)
-            *reinterpret_cast<uint32_t*>(to + (r0 + i) / 4 * kDigits * 64 + (r0 + i) % 4 * 4) = codes[d][i];
-        }
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < kDigits; ++d) {
-      const int total = warp_sum(sums[d]);
-      if (lane == 0) columns.warp_sum[warp][d] = total;
-    }
-  }
-};
-
-template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages>
-__global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_constant__ Decode a) {
+// kNormalizes: the token is first normalized.
+template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages, bool kNormalizes>
+__global__ void __launch_bounds__(kThreads, kMostResident) decode_kernel(const __grid_constant__ Decode a) {
+  using Reader = ChunkReader<kAligned, kStages>;
   using Layout = Chunk<kFormat>;
   extern __shared__ __align__(128) int8_t shared[];
   int8_t* q =
@@ -196,17 +134,31 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_consta
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t ring = shared_address(shared) + warp * (kRingBytes<kAligned, kStages> / kWarps);
 
-  ChunkReader<kAligned, kStages> reader(a, ring);
+  Reader reader(a, ring);
   if constexpr (kQuantizes) {
     // What runs before may have written the weights: until it has ended they may come closer, but not be used.
     reader.prefetch();
+    if constexpr (kNormalizes) prefetch_weight(a.norm);
     wait_for_previous_kernel();
     let_next_kernel_start();
-    BlockToken<kFormat, kDigits> token;
-    token.load(linear);  // ahead of the weights, which would hold it up
+    BlockToken<kFormat, kNormalizes ? kMostNormalized : kMostTokenWeights> token;
+    token.load(linear.x, linear.k);  // ahead of the weights, which would hold it up
+    if constexpr (kNormalizes) {
+      BlockRow<kFormat, kMostNormalized> others, weights;
+      others.load(a.norm.other, linear.k);
+      weights.load(a.norm.weight, linear.k);
 #pragma unroll 1
-    for (int i = 0; i < kStages - 1; ++i) reader.copy();
-    token.quantize(linear.dtype, chunks * 16, q, of_columns);
+      for (int i = 0; i < kStages - 1; ++i) reader.copy();
+      if (linear.dtype == Dtype::kBFloat16) {
+        token.template normalize_as<Dtype::kBFloat16>(a.norm, others, weights, of_columns);
+      } else {
+        token.template normalize_as<Dtype::kFloat16>(a.norm, others, weights, of_columns);
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kStages - 1; ++i) reader.copy();
+    }
+    token.template quantize<kDigits>(linear.dtype, chunks * 16, q, of_columns);
     __syncthreads();
     if (threadIdx.x < kDigits) {  // read after the barrier of the first tile
       int total = 0;
@@ -263,10 +215,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(const __grid_consta
       const Words<4> words = staged_words<kAligned>(place, shift);
       const Words<4> words8 = staged_words<kAligned>(place + 8 * kRowStage<kAligned>, shift8);
       reader.copy();
-      stage =
-          stage + ChunkReader<kAligned, kStages>::kStageBytes == kStages * ChunkReader<kAligned, kStages>::kStageBytes
-              ? 0
-              : stage + ChunkReader<kAligned, kStages>::kStageBytes;
+      stage = stage + Reader::kStageBytes == kStages * Reader::kStageBytes ? 0 : stage + Reader::kStageBytes;
       if (chunk >= chunks) continue;
       uint32_t codes[Layout::kHalfSteps], codes8[Layout::kHalfSteps];
       decode_words<kFormat>(words, codes);
@@ -311,23 +260,32 @@ int blocks_of(const Decode& a, const Device& device, int resident) {
   return rounds > 3 ? most : (a.tiles.count + rounds - 1) / rounds;
 }
 
-template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages>
+template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages, bool kNormalizes = false>
 cudaError_t launch_stages(const Decode& a, const Device& device, int resident, void* stream) {
-  const size_t shared = dynamic_shared_bytes<kAligned, kStages>(a.linear, kDigits);
+  size_t shared = dynamic_shared_bytes<kAligned, kStages>(a.linear, kDigits);
   const int fit = static_cast<int>(device.shared_memory / (shared + kStaticSharedBytes + 1024));
-  const int blocks = blocks_of(a, device, fit < 1 ? 1 : fit < resident ? fit : resident);
-  return launch(decode_kernel<kFormat, kDigits, kQuantizes, kAligned, kStages>, dim3(static_cast<unsigned>(blocks)),
-                kThreads, shared, stream, true, 1, a);
+  resident = fit < 1 ? 1 : fit < resident ? fit : resident;
+  // No more than that must fit beside each other. Else blocks that start while those of the kernel before are still
+  // there gather on some multiprocessors, and all wait for these.
+  const size_t share = (static_cast<size_t>(device.shared_memory) + 1024) / static_cast<size_t>(resident + 1) + 1024;
+  if (shared + kStaticSharedBytes < share) shared = share - kStaticSharedBytes;
+  return launch(decode_kernel<kFormat, kDigits, kQuantizes, kAligned, kStages, kNormalizes>,
+                dim3(static_cast<unsigned>(blocks_of(a, device, resident))), kThreads, shared, stream, true, 1, a);
 }
 
 // The fewer tiles a block takes, the more its start counts: then fewer copies ahead of it, and fewer blocks that each
 // need the activations.
+template <Format kFormat, int kDigits, bool kQuantizes, bool kNormalizes = false>
+cudaError_t launch_aligned(const Decode& a, const Device& device, void* stream) {
+  if (a.tiles.count * a.quantized.chunks <= kFewChunks<kQuantizes> * device.multiprocessors)
+    return launch_stages<kFormat, kDigits, kQuantizes, true, 3, kNormalizes>(a, device, kFewResident, stream);
+  return launch_stages<kFormat, kDigits, kQuantizes, true, 5, kNormalizes>(a, device, kMostResident, stream);
+}
+
 template <Format kFormat, int kDigits, bool kQuantizes>
 cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
-  if (!aligned) return launch_stages<kFormat, kDigits, kQuantizes, false, 4>(a, device, 3, stream);
-  return a.tiles.count * a.quantized.chunks <= kFewChunks<kQuantizes> * device.multiprocessors
-             ? launch_stages<kFormat, kDigits, kQuantizes, true, 3>(a, device, 2, stream)
-             : launch_stages<kFormat, kDigits, kQuantizes, true, 5>(a, device, 3, stream);
+  if (!aligned) return launch_stages<kFormat, kDigits, kQuantizes, false, 4>(a, device, kMostResident, stream);
+  return launch_aligned<kFormat, kDigits, kQuantizes>(a, device, stream);
 }
 
 template <Format kFormat, int kDigits>
@@ -358,15 +316,28 @@ bool decode_can_quantize(const Linear& linear, int digits) {
          reinterpret_cast<uintptr_t>(linear.x) % 16 == 0;
 }
 
+bool decode_can_normalize(const Linear& linear, const RowNorm& norm) {
+  const auto is_aligned = [](const void* row) { return reinterpret_cast<uintptr_t>(row) % 16 == 0; };
+  return linear.format == Format::k2Bit && linear.k <= kMostNormalized &&
+         rows_are_aligned(linear, bytes_of_row(linear)) && is_aligned(norm.other) && is_aligned(norm.weight) &&
+         is_aligned(norm.values);
+}
+
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream) {
   const int64_t row_bytes = bytes_of_row(linear);
-  const Decode a = {linear, quantized, row_tiles(linear, kRows), row_bytes};
+  const Decode a = {linear, quantized, row_tiles(linear, kRows), row_bytes, {}};
   const bool aligned = rows_are_aligned(linear, row_bytes);
   switch (linear.format) {
     case Format::k2Bit: return launch_format<Format::k2Bit>(a, device, aligned, stream);
     case Format::kBase3: return launch_format<Format::kBase3>(a, device, aligned, stream);
     default: return launch_format<Format::kInt4>(a, device, aligned, stream);
   }
+}
+
+int launch_normalizing_decode(const Linear& linear, const RowNorm& norm, const Quantized& quantized,
+                              const Device& device, void* stream) {
+  const Decode a = {linear, quantized, row_tiles(linear, kRows), bytes_of_row(linear), norm};
+  return launch_aligned<Format::k2Bit, 1, true, true>(a, device, stream);
 }
 
 }  // namespace bitlab::cuda

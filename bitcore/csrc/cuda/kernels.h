@@ -3,6 +3,7 @@
 
 #include "linear.h"
 #include "quantized.h"
+#include "row_norm.h"
 
 namespace bitlab::cuda {
 
@@ -33,6 +34,10 @@ constexpr int kMostTokenWeights = 12288;  // of a token that every block of laun
 bool decode_can_quantize(const Linear& linear, int digits);
 bool decode_can_serve(const Linear& linear, int digits, const Device& device);
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
+// What decode_can_quantize also says yes to, on the `norm` of linear.x.
+bool decode_can_normalize(const Linear& linear, const RowNorm& norm);
+int launch_normalizing_decode(const Linear& linear, const RowNorm& norm, const Quantized& quantized,
+                              const Device& device, void* stream);
 
 constexpr int kNarrowColumns = 16;
 bool narrow_can_serve(const Linear& linear, int digits, const Device& device);

@@ -57,4 +57,9 @@ size_t workspace_bytes(const Linear& linear, const Device& device);
 // Launches the call on `stream` of the current device. Returns a cudaError_t, 0 if all launches were accepted.
 int run(const Linear& linear, const Device& device, void* workspace, void* stream);
 
+// The same of the rows that `norm` (row_norm.h) makes of linear.x; its x, y, n, rows and dtype are those of `linear`.
+struct RowNorm;
+size_t workspace_bytes(const Linear& linear, const RowNorm& norm, const Device& device);
+int run(const Linear& linear, const RowNorm& norm, const Device& device, void* workspace, void* stream);
+
 }  // namespace bitlab::cuda

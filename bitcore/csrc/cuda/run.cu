@@ -89,6 +89,16 @@ Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t*
   return result;
 }
 
+// Whether one kernel normalizes, quantizes and multiplies.
+bool is_one_kernel(const Linear& linear, const RowNorm& norm, const Device& device) {
+  return path_of(linear, device) == Path::kDecodeQuantizing && digits_of(linear) == 1 &&
+         decode_can_normalize(linear, norm);
+}
+
+size_t normed_bytes(const Linear& linear) {
+  return aligned_up(static_cast<size_t>(linear.m * linear.k * (linear.dtype == Dtype::kFloat32 ? 4 : 2)));
+}
+
 }  // namespace
 
 size_t workspace_bytes(const Linear& linear, const Device& device) {
@@ -113,6 +123,30 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
   if (path == Path::kHopper || path == Path::kHopperFloating) return launch_hopper(linear, quantized, device, stream);
 #endif
   return launch_batch(linear, quantized, stream);
+}
+
+size_t workspace_bytes(const Linear& linear, const RowNorm& norm, const Device& device) {
+  if (is_one_kernel(linear, norm, device)) return 0;
+  Linear of_normed = linear;
+  of_normed.x = nullptr;  // the beginning of a workspace, which is as aligned
+  of_normed.x_stride = linear.k;
+  return normed_bytes(linear) + workspace_bytes(of_normed, device);
+}
+
+int run(const Linear& linear, const RowNorm& norm, const Device& device, void* workspace, void* stream) {
+  size_t bytes;
+  if (is_one_kernel(linear, norm, device)) {
+    const Quantized quantized = quantized_of(linear, Path::kDecodeQuantizing, nullptr, &bytes);
+    return launch_normalizing_decode(linear, norm, quantized, device, stream);
+  }
+  RowNorm to_workspace = norm;
+  to_workspace.y = workspace;
+  const int error = launch_row_norm(to_workspace, stream);
+  if (error != cudaSuccess) return error;
+  Linear of_normed = linear;
+  of_normed.x = workspace;
+  of_normed.x_stride = linear.k;
+  return run(of_normed, device, static_cast<char*>(workspace) + normed_bytes(linear), stream);
 }
 
 }  // namespace bitlab::cuda

@@ -1,6 +1,7 @@
 """BitLabQuantConfig: quantization_config="bitlab" of transformers, as a request and as config.json holds it."""
 
 import re
+from types import NoneType
 from typing import Any
 
 from transformers.quantizers.auto import register_quantization_config
@@ -47,6 +48,8 @@ class BitLabQuantConfig(QuantizationConfigMixin):
             raise ArgumentError("BitLabQuantConfig", f"given {', '.join(sorted(unknown))}", f"only {known}")
         if quant_method != METHOD:
             raise ArgumentError("quant_method", repr(quant_method), repr(METHOD))
+        if not isinstance(modules_to_not_convert, (list, tuple, NoneType)):
+            raise ArgumentError("modules_to_not_convert", repr(modules_to_not_convert), "a list of names, or None")
         for entry in modules_to_not_convert or ():
             if not isinstance(entry, str) or re.fullmatch(r"[\w.-]+", entry) is None:
                 raise ArgumentError("modules_to_not_convert", f"with {entry!r}", "plain names of modules")

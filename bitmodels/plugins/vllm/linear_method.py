@@ -87,13 +87,13 @@ class BitLabLinearMethod(LinearMethodBase):  # type: ignore[misc]  # vLLM is sel
         config = self.quant_config
         if bool(scale.isnan().any()):
             raise CheckpointError(f"{self.prefix}: weight_scale is missing, or NaN")
+        if config.weight_granularity == "per_tensor" and len(self.part_rows) > 1:
+            config = config.model_copy(update={"weight_granularity": "per_channel"})
+            scale = scale.repeat_interleave(torch.tensor(self.part_rows, device=scale.device))
         try:
             PackedWeight(packed, scale, None, self.in_features).check(config)
         except ArgumentError as error:
             raise CheckpointError(f"{self.prefix}: {error}") from error
-        if config.weight_granularity == "per_tensor" and len(self.part_rows) > 1:
-            config = config.model_copy(update={"weight_granularity": "per_channel"})
-            scale = scale.repeat_interleave(torch.tensor(self.part_rows, device=scale.device))
         layer.weight_packed = nn.Parameter(packed, requires_grad=False)
         layer.weight_scale = nn.Parameter(scale, requires_grad=False)
         if "weight" in layer._parameters:
