@@ -27,14 +27,14 @@ def linear_group(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     Raises:
         ShapeError, DtypeError, DeviceError: x does not fit a layer.
     """
-    group = [layer for layer in layers if isinstance(layer, BitLinear) and is_plain_linear(layer)]
+    group = [layer for layer in layers if isinstance(layer, BitLinear) and _is_plain(layer)]
     if len(group) < max(2, len(layers)):
         return [layer(x) for layer in layers]
     together = _train(group, x) if group[0].training else _infer(group, x)
     return together if together is not None else [layer(x) for layer in layers]
 
 
-def is_plain_linear(layer: BitLinear) -> bool:
+def _is_plain(layer: BitLinear) -> bool:
     """Whether calling `layer` is nothing but its product."""
     return (
         type(layer).forward is BitLinear.forward

@@ -12,7 +12,7 @@ from bitcore.kernels.cuda import CudaKernel
 from bitcore.ops import cuda_decoding
 from bitlayers import BitAttention, BitFeedForward, BitLinear
 from bitlayers.fixed_length_cache import FixedLengthCache
-from bitlayers.linear_group import is_plain_linear
+from bitlayers.plain import has_global_hooks, is_plain
 from bitlayers.rms_norm import add_rms_norm, is_plain_norm
 from bitlayers.rotary import HalfRotary
 from bitmodels.decoder import BitDecoder, BitDecoderLayer
@@ -28,7 +28,9 @@ class FusedStep:
     @staticmethod
     def serves(decoder: BitDecoder, example: Tensor) -> bool:
         """Whether all layers are what is fused, for hidden states like `example` [batch, 1, hidden_size]."""
-        return cuda_decoding.serves(example) and all(_is_fusible(layer, example) for layer in decoder.layers)
+        if has_global_hooks() or not cuda_decoding.serves(example):
+            return False
+        return all(_is_fusible(layer, example) for layer in decoder.layers)
 
     def __call__(self, input_ids: Tensor, rotary: HalfRotary, caches: Sequence[FixedLengthCache]) -> Tensor:
         """The hidden states [batch, 1, hidden_size] of input_ids [batch, 1]."""
@@ -76,9 +78,7 @@ def _is_fusible(layer: nn.Module, x: Tensor) -> bool:
     if not isinstance(layer, BitDecoderLayer):
         return False
     attention, mlp = layer.self_attn, layer.mlp
-    if type(attention) is not BitAttention or type(mlp) is not BitFeedForward or mlp.gate_proj is None:
-        return False
-    if any(module._forward_hooks or module._forward_pre_hooks for module in (attention, mlp)):
+    if not (is_plain(attention, BitAttention) and is_plain(mlp, BitFeedForward) and mlp.gate_proj is not None):
         return False
     if x.dtype == torch.float16 and mlp.activation == "relu2":
         return False  # relu_squared warns
@@ -98,8 +98,8 @@ def _is_fusible(layer: nn.Module, x: Tensor) -> bool:
 
 def _are_products(layers: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether they are nothing but products on one CUDA kernel, all with biases or none."""
-    linears = [layer for layer in layers if isinstance(layer, BitLinear) and is_plain_linear(layer)]
-    if len(linears) < len(layers) or any(layer.training for layer in linears):
+    linears = [layer for layer in layers if isinstance(layer, BitLinear) and is_plain(layer, BitLinear)]
+    if len(linears) < len(layers) or any(layer.norm is not None for layer in linears):
         return False
     first, *others = (layer._kernel_for(x.dtype) for layer in linears)
     biases = sum(layer.bias is not None for layer in linears)
