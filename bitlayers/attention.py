@@ -119,8 +119,8 @@ class BitAttention(CountsChanges, nn.Module):
         q, k, v = (
             y.reshape(*y.shape[:2], y.shape[2] // self.head_dim, self.head_dim).transpose(1, 2) for y in (q, k, v)
         )
-        if attention_mask is not None and attention_mask.dtype not in (torch.bool, q.dtype):
-            raise DtypeError("attention_mask", attention_mask.dtype, f"torch.bool or {q.dtype}, the queries' dtype")
+        if attention_mask is not None:
+            _check_mask(attention_mask, q, cache)
         if rotary is not None:
             q, k = rotary(q, k)
         past: int | Tensor = 0
@@ -187,3 +187,16 @@ class BitAttention(CountsChanges, nn.Module):
         if attention_mask.dtype == torch.bool:
             return attention_mask & allowed
         return attention_mask.masked_fill(~allowed, -torch.inf)
+
+
+def _check_mask(mask: Tensor, q: Tensor, cache: AttentionCache | None) -> None:
+    """Raises DtypeError, ShapeError; the shape is not known ahead where a cache of another class gives the keys."""
+    if mask.dtype not in (torch.bool, q.dtype):
+        raise DtypeError("attention_mask", mask.dtype, f"torch.bool or {q.dtype}, the queries' dtype")
+    if cache is not None and type(cache) is not KeyValueCache:
+        return
+    shape = (*q.shape[:3], q.shape[2] + (0 if cache is None else cache.length))
+    fits = mask.dim() <= 4 and all(size in (1, own) for size, own in zip(mask.shape[::-1], shape[::-1], strict=False))
+    if not fits:
+        expected = f"one that broadcasts to {list(shape)}: batch, num_heads, length, length of cache and x"
+        raise ShapeError("attention_mask", f"of shape {list(mask.shape)}", expected)

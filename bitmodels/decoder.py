@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import ShapeError
+from bitcore.exceptions import DtypeError, ShapeError
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward
 from bitlayers.changes import CountsChanges
 from bitlayers.key_value_cache import AttentionCache
@@ -76,6 +76,8 @@ class BitDecoder(CountsChanges, nn.Module):
         if attention_mask is not None and attention_mask.shape != (input_ids.shape[0], total):
             expected = f"[{input_ids.shape[0]}, {total}]: the positions of the cache and of input_ids"
             raise ShapeError("attention_mask", f"of shape {list(attention_mask.shape)}", expected)
+        if attention_mask is not None and attention_mask.is_floating_point():
+            raise DtypeError("attention_mask", attention_mask.dtype, "bool or an integer dtype of 0 and 1")
         if total > self.config.max_length:
             expected = f"at most max_length, {self.config.max_length}: shorten the input"
             raise ShapeError("input_ids", f"{total} positions long with those in the cache", expected)

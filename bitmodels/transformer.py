@@ -138,6 +138,7 @@ class BitTransformerModel(BitModelBase):
             ArgumentError, ShapeError, DtypeError: an argument is out of range, or a prompt is empty or, with
                 max_new_tokens, longer than the context.
             LayerStateError: the model is in training mode.
+            NonFiniteError: the logits of a prompt are NaN.
         """
         if self.training:
             raise LayerStateError(f"{type(self).__name__} is in training mode: call eval() or deploy() first")

@@ -194,6 +194,19 @@ def test_wrong_sizes_and_inputs_are_named() -> None:
         block.causal = causal
         with pytest.raises(DtypeError, match=r"attention_mask is torch.int64, expected torch.bool or torch.float32"):
             block(torch.randn(1, 5, 24), attention_mask=torch.ones(5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 1, 5, 8), (1, 3, 5, 8), (4, 8), (1, 1, 1, 5, 8)])
+def test_a_mask_of_another_shape_is_refused_and_leaves_the_cache_as_it_was(shape: tuple[int, ...]) -> None:
+    block = BitAttention(24, 4, causal=True).eval()
+    cache = KeyValueCache(2, 4, 16, 6)
+    block(torch.randn(2, 3, 24), cache=cache)
+    expected = r"expected one that broadcasts to \[2, 4, 5, 8\]: batch, num_heads, length, length of cache and x"
+    with pytest.raises(ShapeError, match=expected):
+        block(torch.randn(2, 5, 24), attention_mask=torch.ones(shape, dtype=torch.bool), cache=cache)
+    assert cache.length == 3
+    with pytest.raises(ShapeError, match=r"broadcasts to \[2, 4, 5, 5\]"):
+        block(torch.randn(2, 5, 24), attention_mask=torch.ones(shape, dtype=torch.bool))
     with pytest.raises(ShapeError, match=r"x is of shape \[5, 24\], expected \[batch, length, 24\]"):
         block(torch.randn(5, 24))
     with pytest.raises(ShapeError, match=r"expected \[..., 24\]"):

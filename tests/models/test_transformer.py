@@ -150,6 +150,8 @@ def test_wrong_inputs_are_refused() -> None:
     model(torch.ones(1, 30, dtype=torch.long), cache=cache)
     with pytest.raises(ShapeError, match="input_ids is 33 positions long"):
         model(torch.ones(1, 3, dtype=torch.long), cache=cache)
+    with pytest.raises(DtypeError, match=r"attention_mask is torch.float32, expected bool or an integer dtype"):
+        model(torch.zeros(1, 31, dtype=torch.long), torch.zeros(1, 31))
     with pytest.raises(ShapeError, match=r"attention_mask is of shape \[1, 3\], expected \[1, 31\]"):
         model(torch.ones(1, 1, dtype=torch.long), torch.ones(1, 3), cache=cache)
     with pytest.raises(IndexError):
