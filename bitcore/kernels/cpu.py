@@ -9,6 +9,7 @@ from bitcore.config import BitQuantConfig
 from bitcore.exceptions import KernelNotFoundError
 from bitcore.kernels.compiled import CompiledKernel
 from bitcore.kernels.cpu_training import CpuTrainingOperators
+from bitcore.kernels.self_test import failure_of
 from bitcore.kernels.training import TrainingOperators
 from bitcore.packing import WEIGHTS_PER_BYTE
 
@@ -65,4 +66,7 @@ def _why_not_here(name: str) -> str | None:
         return f"not built: {reason or 'this build was made without it'}"
     native = extensions.cpu_module()
     missing = native.missing_features(built.index(name)) if native is not None else []
-    return f"this CPU lacks {', '.join(missing)}" if missing else None
+    if missing:
+        return f"this CPU lacks {', '.join(missing)}"
+    failure = failure_of(name, built.index(name))
+    return None if failure is None else f"its self-test failed: {failure}"
