@@ -1,4 +1,4 @@
-"""FusedStep: a token through a BitDecoder on a CUDA GPU, a layer in five launches.
+"""FusedStep: a token through a BitDecoder on a CUDA GPU, a layer in five or six launches.
 
 A product takes the norm in front of it, and what that reads, along: residual sum, activation and gate.
 """
