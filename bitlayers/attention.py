@@ -127,7 +127,7 @@ class BitAttention(CountsChanges, nn.Module):
         if cache is not None:
             past = cache.length
             k, v = cache.append(k, v)
-        allowed = getattr(cache, "allowed", None)  # the same for all layers: made once
+        allowed = getattr(cache, "allowed", None)
         if allowed is not None and attention_mask is None:
             mask = allowed
         else:

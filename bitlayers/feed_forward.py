@@ -14,7 +14,7 @@ from bitcore.ops import cuda_decoding
 from bitlayers.changes import CountsChanges
 from bitlayers.linear import RMS_NORM_EPS, BitLinear
 from bitlayers.linear_group import linear_group
-from bitlayers.rms_norm import is_plain_norm, rms_norm
+from bitlayers.rms_norm import plain_norm, rms_norm
 
 Activation = Literal["silu", "relu2", "gelu"]
 
@@ -24,9 +24,14 @@ def relu_squared(x: Tensor) -> Tensor:
 
     In float16 a PrecisionWarning says that bfloat16 is to be used: squares overflow from 256 on.
     """
-    if x.dtype == torch.float16 and not torch.compiler.is_compiling():
+    if warns("relu2", x.dtype) and not torch.compiler.is_compiling():
         warnings.warn("relu(x)^2 overflows in float16 where x is 256 or more: use bfloat16", PrecisionWarning, 2)
     return F.relu(x).square()
+
+
+def warns(activation: Activation, dtype: torch.dtype) -> bool:
+    """Whether an activation warns of inputs of `dtype`; then no operator over more than it may take its place."""
+    return activation == "relu2" and dtype == torch.float16
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu2": relu_squared, "gelu": F.gelu}
@@ -93,18 +98,11 @@ class BitFeedForward(CountsChanges, nn.Module):
             y = activation(self.up_proj(x))
         else:
             gate, up = linear_group((self.gate_proj, self.up_proj), x)
-            if self._is_one_operator(gate):
-                weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
-                return cuda_decoding.gated_activation(gate, up, self.activation, weight, eps)
+            plain = (None, 0.0) if norm is None else plain_norm(norm, gate)
+            if plain is not None and cuda_decoding.serves(gate) and not warns(self.activation, gate.dtype):
+                return cuda_decoding.gated_activation(gate, up, self.activation, *plain)
             y = activation(gate) * up
         return y if norm is None else rms_norm(norm, y)
-
-    def _is_one_operator(self, gate: Tensor) -> bool:
-        """Whether one operator can activate, multiply and normalize."""
-        norm = self.ffn_sub_norm
-        if self.activation == "relu2" and gate.dtype == torch.float16:
-            return False  # relu_squared warns
-        return cuda_decoding.serves(gate) and (norm is None or (norm.eps is not None and is_plain_norm(norm, gate)))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from bitcore import extensions
 from bitcore.ops import cuda_decoding
-
-COMPILED = extensions.why_missing() is None  # now: torch.compile cannot trace the question
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from bitcore.ops.attention import COMPILED, DTYPES
 
 
 def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -16,37 +13,40 @@ def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     PyTorch's own on a CPU is nine operators, one after the other. Where kernels are built and nobody wants a gradient,
     one compiled operator squares and scales, and lets PyTorch sum, in its own order.
     """
-    weight, eps = norm._parameters["weight"], norm.eps
-    if not is_plain_norm(norm, x) or weight is None or eps is None:
-        return norm(x)  # type: ignore[no-any-return]
-    if x.device.type == "cpu" and COMPILED and not torch.is_grad_enabled():
-        return torch.ops.bitlab.rms_norm.default(x, weight, eps)  # type: ignore[no-any-return]
-    return cuda_decoding.rms_norm(x, weight, eps) if cuda_decoding.serves(x) else norm(x)
+    plain = plain_norm(norm, x)
+    if plain is not None and x.device.type == "cpu" and COMPILED and not torch.is_grad_enabled():
+        return torch.ops.bitlab.rms_norm.default(x, *plain)  # type: ignore[no-any-return]
+    if plain is not None and cuda_decoding.serves(x):
+        return cuda_decoding.rms_norm(x, *plain)
+    return norm(x)  # type: ignore[no-any-return]
 
 
 def add_rms_norm(norm: nn.RMSNorm, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
     """(x + delta, `rms_norm` of it), both of x's shape [..., n]; without a delta (x, `rms_norm(norm, x)`)."""
     if delta is None:
         return x, rms_norm(norm, x)
-    weight, eps = norm._parameters["weight"], norm.eps
     alike = x.dtype is delta.dtype and x.shape == delta.shape and delta.is_contiguous()
-    if alike and cuda_decoding.serves(x) and is_plain_norm(norm, x) and weight is not None and eps is not None:
-        return cuda_decoding.add_rms_norm(x, delta, weight, eps)
+    plain = plain_norm(norm, x) if alike and cuda_decoding.serves(x) else None
+    if plain is not None:
+        return cuda_decoding.add_rms_norm(x, delta, *plain)
     x = x + delta
     return x, rms_norm(norm, x)
 
 
-def is_plain_norm(norm: nn.RMSNorm, x: Tensor) -> bool:
-    """Whether `norm(x)` is nothing but the norm of contiguous rows, in one dtype."""
-    weight = norm._parameters["weight"]
-    return (
-        weight is not None
-        and weight.dtype is x.dtype
-        and x.dtype in DTYPES
-        and x.dim() > 0
-        and weight.shape == x.shape[-1:]
-        and x.is_contiguous()  # else PyTorch sums in another order
-        and type(norm) is nn.RMSNorm
-        and not norm._forward_hooks
-        and not norm._forward_pre_hooks
-    )
+def plain_norm(norm: nn.RMSNorm, x: Tensor) -> tuple[Tensor, float] | None:
+    """Weight and eps, where `norm(x)` is nothing but the norm of contiguous rows in one dtype; else None."""
+    weight, eps = norm._parameters["weight"], norm.eps
+    if (
+        weight is None
+        or eps is None
+        or weight.dtype is not x.dtype
+        or x.dtype not in DTYPES
+        or x.dim() == 0
+        or weight.shape != x.shape[-1:]
+        or not x.is_contiguous()  # else PyTorch sums in another order
+        or type(norm) is not nn.RMSNorm
+        or norm._forward_hooks
+        or norm._forward_pre_hooks
+    ):
+        return None
+    return weight, eps

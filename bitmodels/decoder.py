@@ -1,6 +1,7 @@
 """BitDecoder: token embeddings and decoder layers, named as in Hugging Face's Llama and BitNet."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -122,3 +123,21 @@ class BitDecoder(CountsChanges, nn.Module):
         queries = torch.arange(past, total, device=device).unsqueeze(1)
         within = torch.arange(begin, total, device=device) > queries - window
         return within if mask is None else mask & within
+
+
+class Decoding(Protocol):
+    """What steps from token to token need of a language model, such as BitTransformerModel."""
+
+    @property
+    def lm_head(self) -> nn.Module | None:
+        """The head; None: the table of embeddings."""
+
+    @property
+    def model(self) -> BitDecoder:
+        """Everything but the head."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head alone."""
+
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, cache: TransformerCache | None) -> Tensor:
+        """The step layer by layer."""

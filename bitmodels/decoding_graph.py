@@ -1,7 +1,5 @@
 """DecodingGraph: the step from one token to the next on a GPU, captured once and replayed, with no Python within."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -9,20 +7,9 @@ from bitcore.exceptions import ArgumentError
 from bitlayers import KeyValueCache
 from bitlayers.fixed_length_cache import FixedLengthCache
 from bitlayers.rotary import HalfRotary
-from bitmodels.decoder import BitDecoder
+from bitmodels.decoder import Decoding
 from bitmodels.fused_step import FusedStep
 from bitmodels.transformer_cache import TransformerCache
-
-
-class Decoding(Protocol):
-    """What the graph needs of a language model, such as BitTransformerModel."""
-
-    @property
-    def model(self) -> BitDecoder:
-        """Everything but the head."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The head alone."""
 
 
 class DecodingGraph:

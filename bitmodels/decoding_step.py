@@ -10,7 +10,8 @@ from torch.utils.hooks import RemovableHandle
 from bitcore.exceptions import ArgumentError
 from bitcore.ops.decoder import OpenDecoder
 from bitlayers.changes import CountsChanges
-from bitmodels.packed_decoder import Decoding, kernel_of, norms_of, open_decoder, projections_of, why_not
+from bitmodels.decoder import Decoding
+from bitmodels.packed_decoder import kernel_of, norms_of, open_decoder, projections_of, why_not
 from bitmodels.transformer_cache import TransformerCache
 
 

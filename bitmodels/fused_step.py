@@ -5,15 +5,15 @@ A product takes the norm in front of it, and what that reads, along: residual su
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from bitcore.kernels.cuda import CudaKernel
 from bitcore.ops import cuda_decoding
 from bitlayers import BitAttention, BitFeedForward, BitLinear
+from bitlayers.feed_forward import warns
 from bitlayers.fixed_length_cache import FixedLengthCache
 from bitlayers.plain import has_global_hooks, is_plain
-from bitlayers.rms_norm import add_rms_norm, is_plain_norm
+from bitlayers.rms_norm import add_rms_norm, plain_norm
 from bitlayers.rotary import HalfRotary
 from bitmodels.decoder import BitDecoder, BitDecoderLayer
 
@@ -80,8 +80,8 @@ def _is_fusible(layer: nn.Module, x: Tensor) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     if not (is_plain(attention, BitAttention) and is_plain(mlp, BitFeedForward) and mlp.gate_proj is not None):
         return False
-    if x.dtype == torch.float16 and mlp.activation == "relu2":
-        return False  # relu_squared warns
+    if warns(mlp.activation, x.dtype):
+        return False
     head = x.new_empty(x.shape[0], 1, attention.head_dim)
     return (
         cuda_decoding.serves_attention(head, head[:1], head.unsqueeze(1))
@@ -107,4 +107,4 @@ def _are_products(layers: Sequence[nn.Module], x: Tensor) -> bool:
 
 
 def _is_norm(norm: nn.RMSNorm, x: Tensor) -> bool:
-    return norm.eps is not None and is_plain_norm(norm, x.new_empty(norm.normalized_shape))
+    return plain_norm(norm, x.new_empty(norm.normalized_shape)) is not None

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitcore.exceptions import KernelNotFoundError
 from bitcore.kernels.cpu import CompiledCpuKernel
@@ -13,26 +12,8 @@ from bitcore.ops.decoder import Layer, Norm, OpenDecoder, Projection, serves_row
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitAttention, BitEmbedding, BitFeedForward, BitLayer, BitLinear, KeyValueCache
 from bitlayers.plain import has_global_hooks, is_plain
-from bitmodels.decoder import BitDecoder, BitDecoderLayer
+from bitmodels.decoder import BitDecoder, BitDecoderLayer, Decoding
 from bitmodels.transformer_cache import TransformerCache
-
-
-class Decoding(Protocol):
-    """What a decoder's step needs of a language model, such as BitTransformerModel."""
-
-    @property
-    def lm_head(self) -> nn.Module | None:
-        """The head; None: the table of embeddings."""
-
-    @property
-    def model(self) -> BitDecoder:
-        """Everything but the head."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The head alone."""
-
-    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, cache: TransformerCache | None) -> Tensor:
-        """The step layer by layer."""
 
 
 def why_not(model: Decoding, cache: TransformerCache) -> str | None:

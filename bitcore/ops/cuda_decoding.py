@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bitcore.kernels.cuda import ROW_SOURCES, CudaKernel
+from bitcore.ops.attention import DTYPES, MAX_HEAD_DIM
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_NORMED = 32768
-MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 16
+HEAD_DIM_MULTIPLE = 16
 
 
 @cache

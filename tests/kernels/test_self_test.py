@@ -7,6 +7,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bitcore import BitQuantConfig, extensions
 from bitcore.exceptions import ExtensionWarning
 from bitcore.kernels import KernelRegistry, cpu, self_test
+from bitcore.kernels.compiled import STORAGE_FORMATS
+from bitcore.packed_weight import PackedWeight
+from bitcore.quantizers import QuantizedWeight
 
 pytestmark = pytest.mark.skipif(extensions.why_missing() is not None, reason=str(extensions.why_missing()))
 
@@ -26,14 +29,15 @@ def test_passes_where_tensors_are_fake_or_on_another_device() -> None:
             assert self_test.failure_of(HERE[0], extensions.cpu_kernel_names().index(HERE[0])) is None
 
 
-@pytest.mark.parametrize("storage_format", self_test.FORMATS)
+@pytest.mark.parametrize("storage_format", STORAGE_FORMATS)
 def test_a_kernel_that_is_wrong_in_one_format_is_left_out(storage_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = self_test._packed
+    real = PackedWeight.from_quantized
 
-    def spoilt(weight: torch.Tensor, own_format: str) -> torch.Tensor:
-        return real(weight.flip(0) if own_format == storage_format else weight, own_format)
+    def spoilt(weight: QuantizedWeight, config: BitQuantConfig) -> PackedWeight:
+        packed = real(weight, config)
+        return packed._replace(packed=packed.packed.flip(0)) if config.packed_format == storage_format else packed
 
-    monkeypatch.setattr(self_test, "_packed", spoilt)
+    monkeypatch.setattr(PackedWeight, "from_quantized", spoilt)
     cpu._why_not_here.cache_clear()
     try:
         with pytest.warns(ExtensionWarning, match=rf"{HERE[0]} is left out: .* outputs are wrong for {storage_format}"):
