@@ -24,8 +24,8 @@ SIZES = {"vocab_size": 128256, "hidden_size": 2560, "intermediate_size": 6912}
 PROMPT = 2048
 
 
-def our_model(layers: int, context: int) -> BitTransformerModel:
-    """Random ternary weights, deployed; embedding and head stay bfloat16."""
+def our_model(layers: int, context: int, head_dtype: str = "float") -> BitTransformerModel:
+    """Random ternary weights, deployed."""
     config = BitTransformerConfig(
         num_layers=layers,
         num_heads=20,
@@ -34,6 +34,7 @@ def our_model(layers: int, context: int) -> BitTransformerModel:
         sub_norm=True,
         max_length=context,
         tie_embeddings=True,
+        head_dtype=head_dtype,
         **SIZES,
     )
     with torch.device("meta"):
@@ -83,20 +84,26 @@ def milliseconds(call: Callable[[], object], repeats: int = 30) -> tuple[float, 
     return middle, (max(times) - min(times)) / middle
 
 
+def graph_milliseconds(model: BitTransformerModel, prompt: torch.Tensor, token: torch.Tensor) -> tuple[float, float]:
+    cache = model.new_cache(1, 2 * prompt.shape[1])
+    model.next_logits(prompt, None, cache)
+    graph = DecodingGraph(model, cache)
+    return milliseconds(lambda: graph(token))
+
+
 def ours(layers: int, context: int, figures: dict[str, tuple[float, float]]) -> int:
     """Adds our figures; returns the bytes that a token reads."""
     model = our_model(layers, PROMPT + 64)
     prompt = torch.randint(SIZES["vocab_size"], (1, context), device="cuda")
     token = torch.randint(SIZES["vocab_size"], (1, 1), device="cuda")
     long_prompt = torch.randint(SIZES["vocab_size"], (1, PROMPT), device="cuda")
-    cache = model.new_cache(1, 2 * context)
-    model.next_logits(prompt, None, cache)
-    graph = DecodingGraph(model, cache)
-    figures["BitLab, graph"] = milliseconds(lambda: graph(token))
+    figures["BitLab, graph"] = graph_milliseconds(model, prompt, token)
     cache = model.new_cache(1, 2 * context)
     model.next_logits(prompt, None, cache)
     figures["BitLab, eager"] = milliseconds(lambda: model.next_logits(token, None, cache))
     figures["BitLab, prompt"] = milliseconds(lambda: model.next_logits(long_prompt, None, None), 10)
+    int8_head = our_model(layers, PROMPT + 64, "int8")
+    figures["BitLab, graph, int8 head"] = graph_milliseconds(int8_head, prompt, token)
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 

@@ -34,8 +34,7 @@ class BitTransformerModel(BitModelBase):
     """input_ids [batch, length] -> logits [batch, length, vocab_size].
 
     `head_dtype` int8 and int4 store embeddings and head in 8.01 and 4.5 bits a weight (one scale a row, one for 64
-    weights) and leave activations in floating point. Compiled kernels multiply them; but int8 on GPUs is served by the
-    reference kernel alone, which unpacks the head for every call.
+    weights) and leave activations in floating point. Compiled kernels multiply them.
     """
 
     config_class = BitTransformerConfig

@@ -18,7 +18,7 @@ class CompiledKernel(BitKernelBase):
     """A kernel behind the operators bitlab::packed_linear and bitlab::packed_linear_group."""
 
     has_cpp_backend = True
-    weight_dtypes = frozenset({"ternary", "int4"})
+    weight_dtypes = frozenset({"ternary", "int4", "int8"})
     dtypes = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
     def __init__(self, config: BitQuantConfig) -> None:

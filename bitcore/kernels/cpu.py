@@ -21,7 +21,6 @@ class CompiledCpuKernel(CompiledKernel):
 
     device_types = frozenset({"cpu"})
     faster_than_dense: ClassVar[bool] = True  # a batch multiplied in int8 than one in floating point
-    weight_dtypes = frozenset({"ternary", "int4", "int8"})
 
     @classmethod
     def _index(cls) -> int:

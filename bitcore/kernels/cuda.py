@@ -15,7 +15,7 @@ from bitcore.kernels.triton import operators_for_training
 from bitcore.packed_weight import PackedWeight
 
 LOWEST_CAPABILITY = (7, 5)  # int8 tensor cores
-GROUP_MULTIPLES = {"2bit": 64, "base3": 160, "int4": 32}  # weights of whole steps of the tensor cores
+GROUP_MULTIPLES = {"2bit": 64, "base3": 160, "int4": 32, "int8": 32}  # weights of whole steps of the tensor cores
 ROW_SOURCES = ("copy", "add", "relu2", "silu", "gelu")  # as the operators number them
 MAX_GROUPS = 4096  # of a row: their sums of activations lie in shared memory
 

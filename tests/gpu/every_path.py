@@ -17,6 +17,7 @@ CONFIGS = [
     BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel", weight_quantizer="minmax"),
     BitQuantConfig.int8_per_tensor(),
     BitQuantConfig(weight_granularity="per_group", group_size=64),
+    BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel"),
 ]
 
 

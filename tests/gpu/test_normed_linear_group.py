@@ -20,6 +20,7 @@ CONFIGS = {
     "weight_only": BitQuantConfig.weight_only(),
     "per_channel": BitQuantConfig(weight_granularity="per_channel"),
     "per_tensor": BitQuantConfig(activation_granularity="per_tensor"),
+    "int8": BitQuantConfig(weight_dtype="int8", weight_granularity="per_channel", activation_dtype="float32"),
 }
 
 

@@ -108,10 +108,11 @@ def test_compiled_kernels_refuse_sums_that_int32_does_not_hold(config: BitQuantC
         assert kernel.unsupported_reason(KernelRequest(config, "cpu", torch.float32, in_features, 1)) == reason
 
 
-def test_int8_weights_are_for_cpu_kernels_alone() -> None:
-    for name in ("cuda", "triton"):
-        reason = KernelRegistry._kernels[name].unsupported_reason(KernelRequest(INT8_ROWS, "cuda", torch.float32, 9, 9))
-        assert reason is not None and "weight_dtype is int8, serves int4, ternary" in reason
+def test_int8_weights_are_for_compiled_kernels_alone() -> None:
+    request = KernelRequest(INT8_ROWS, "cuda", torch.float32, 9, 9)
+    assert KernelRegistry._kernels["cuda"].unsupported_reason(request) is None
+    reason = KernelRegistry._kernels["triton"].unsupported_reason(request)
+    assert reason is not None and "weight_dtype is int8, serves int4, ternary" in reason
 
 
 def test_sums_of_int8_weights_beyond_int32_are_exact() -> None:
@@ -233,7 +234,6 @@ def test_a_machine_without_the_extension_warns_once_and_serves(monkeypatch: pyte
 def test_a_gpu_without_the_extension_warns_once_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(extensions, "why_cuda_missing", lambda: "not built: nvcc was not found")
-    monkeypatch.setattr(KernelRegistry._kernels["triton"], "unavailable_reason", lambda: "left out")
     extensions.warn_that_missing.cache_clear()
     with pytest.warns(ExtensionWarning, match=r"CUDA kernels are missing \(not built: nvcc was not found\)") as warned:
         assert KernelRegistry.get_kernel_for_config(CONFIG, "cuda").name == "reference"
@@ -298,13 +298,13 @@ def test_an_unfinished_kernel_is_a_row_and_never_chosen(own_registry: None) -> N
         KernelRegistry.get_kernel_by_name("unfinished", CONFIG)
 
 
-def test_int8_weights_a_group_are_served_by_cpu_kernels_and_the_reference_alone() -> None:
+def test_int8_weights_a_group_are_served_by_compiled_kernels_and_the_reference_alone() -> None:
     config = BitQuantConfig(weight_dtype="int8", weight_granularity="per_group")
     for device_type in ("cpu", "cuda"):
         request = KernelRequest(config, device_type, torch.float32)
         for name, kernel in KernelRegistry._kernels.items():
-            on_cpu = device_type == "cpu" and name not in ("cuda", "triton")
-            assert (kernel.unsupported_reason(request) is None) == (on_cpu or name == "reference")
+            here = name != "triton" and (name == "cuda") == (device_type == "cuda")
+            assert (kernel.unsupported_reason(request) is None) == (here or name == "reference")
 
 
 @pytest.mark.parametrize(

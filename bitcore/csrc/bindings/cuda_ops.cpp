@@ -16,7 +16,7 @@ using namespace bitlab;
 // What a layer's config says; made in bitcore/kernels/compiled.py.
 struct Mode {
   explicit Mode(int64_t bits) : format(bits >> 8 & 3), quantization(bits >> 10 & 3), group_size(bits >> 16) {
-    require(bits >= 0 && format < 3 && quantization < 3, "mode names no format or quantization of this build");
+    require(bits >= 0 && quantization < 3, "mode names no format or quantization of this build");
   }
 
   int64_t format, quantization, group_size;
@@ -45,7 +45,7 @@ cuda::Weight checked_weight(const cuda::Linear& linear, const Tensor& x, const T
 cuda::Linear checked_linear(const Tensor& x, int64_t in_features, int64_t mode_bits) {
   const Mode mode(mode_bits);
   const auto format = static_cast<cuda::Format>(mode.format);
-  const int64_t most = int64_t{1} << (format == cuda::Format::kInt4 ? 20 : 23);
+  const int64_t most = int64_t{1} << (format == cuda::Format::kInt8 ? 16 : format == cuda::Format::kInt4 ? 20 : 23);
   require(in_features >= 1 && in_features <= most, "in_features is too small or too large");
   require(is_floating(x.scalar_type()), "x must be float32, bfloat16 or float16");
   require(x.dim() >= 1 && x.size(x.dim() - 1) == in_features, "x must have in_features as its last size");

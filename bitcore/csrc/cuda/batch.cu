@@ -184,7 +184,8 @@ int launch_batch(const Linear& linear, const Quantized& quantized, void* stream)
   switch (linear.format) {
     case Format::k2Bit: return launch_format<Format::k2Bit>(a, aligned, stream);
     case Format::kBase3: return launch_format<Format::kBase3>(a, aligned, stream);
-    default: return launch_format<Format::kInt4>(a, aligned, stream);
+    case Format::kInt4: return launch_format<Format::kInt4>(a, aligned, stream);
+    default: return launch_format<Format::kInt8>(a, aligned, stream);
   }
 }
 

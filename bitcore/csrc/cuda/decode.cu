@@ -330,7 +330,8 @@ int launch_decode(const Linear& linear, const Quantized& quantized, const Device
   switch (linear.format) {
     case Format::k2Bit: return launch_format<Format::k2Bit>(a, device, aligned, stream);
     case Format::kBase3: return launch_format<Format::kBase3>(a, device, aligned, stream);
-    default: return launch_format<Format::kInt4>(a, device, aligned, stream);
+    case Format::kInt4: return launch_format<Format::kInt4>(a, device, aligned, stream);
+    default: return launch_format<Format::kInt8>(a, device, aligned, stream);
   }
 }
 

@@ -41,6 +41,8 @@ __device__ __forceinline__ void decode(uint32_t word, uint32_t (&codes)[weights_
   } else if constexpr (kFormat == Format::kInt4) {
     codes[0] = word & 0x0f0f0f0fu;
     codes[1] = word >> 4 & 0x0f0f0f0fu;
+  } else if constexpr (kFormat == Format::kInt8) {
+    codes[0] = word;
   } else {
     // A byte is a fraction: times 3 moves its next digit in front of the point, here from bits 0..7 to 8..9.
     uint32_t even = word & 0x00ff00ffu, odd = word >> 8 & 0x00ff00ffu;

@@ -13,11 +13,13 @@
 namespace bitlab::cuda {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16 };
-enum class Format : int { k2Bit, kBase3, kInt4 };
+enum class Format : int { k2Bit, kBase3, kInt4, kInt8 };
 enum class Quantization : int { kPerToken, kPerTensor, kNone };
 
-constexpr int weights_per_byte(Format format) { return format == Format::k2Bit ? 4 : format == Format::kBase3 ? 5 : 2; }
-constexpr int code_of_zero(Format format) { return format == Format::kInt4 ? 8 : 1; }
+constexpr int weights_per_byte(Format format) {
+  return format == Format::k2Bit ? 4 : format == Format::kBase3 ? 5 : format == Format::kInt4 ? 2 : 1;
+}
+constexpr int code_of_zero(Format format) { return format == Format::kInt4 ? 8 : format == Format::kInt8 ? 128 : 1; }
 
 constexpr int kMaxWeights = 4;   // of one call: q, k, v and one to spare
 constexpr int kFloatDigits = 3;  // int8 vectors of a token of floating-point activations

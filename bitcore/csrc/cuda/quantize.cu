@@ -276,7 +276,8 @@ int launch_quantize(const Linear& linear, const Quantized& out, void* stream) {
   switch (linear.format) {
     case Format::k2Bit: return launch_format<Format::k2Bit>(linear, out, stream);
     case Format::kBase3: return launch_format<Format::kBase3>(linear, out, stream);
-    default: return launch_format<Format::kInt4>(linear, out, stream);
+    case Format::kInt4: return launch_format<Format::kInt4>(linear, out, stream);
+    default: return launch_format<Format::kInt8>(linear, out, stream);
   }
 }
 

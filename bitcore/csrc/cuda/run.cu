@@ -34,6 +34,7 @@ Path path_of(const Linear& linear, const Device& device) {
 #endif
   if (decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
+  if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
   if (narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
   if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 &&
       linear.format != Format::kInt4 && linear.m >= kFewestFloating)
