@@ -157,23 +157,24 @@ __device__ __forceinline__ int dot(uint32_t bytes, int sum) { return __dp4a(stat
 
 struct Quantizer {
   float factor;  // of x; 0 for a row that is not finite
-  float scale;   // of q; NaN for a row that is not finite
   bool finite;
 };
 
+__device__ __forceinline__ bool is_finite(uint32_t absmax_bits) { return absmax_bits < 0x7f800000u; }
+
 __device__ __forceinline__ Quantizer quantizer_of(uint32_t absmax_bits, int digits) {
-  const bool finite = absmax_bits < 0x7f800000u;
   const float absmax = __uint_as_float(absmax_bits);
-  Quantizer result;
-  if (digits == 1) {
-    const float m = fmaxf(absmax, 1e-5f);
-    result = {__fmul_rn(__frcp_rn(m), 127.0f), __fdiv_rn(m, 127.0f), finite};
-  } else {
-    const float m = fmaxf(absmax, 1e-30f);
-    result = {__fdiv_rn(127.0f * 65536.0f, m), __fdiv_rn(m, 127.0f * 65536.0f), finite};
-  }
-  if (!finite) result.factor = 0.0f, result.scale = __uint_as_float(0x7fc00000u);
-  return result;
+  const float factor = digits == 1 ? __fmul_rn(__frcp_rn(fmaxf(absmax, 1e-5f)), 127.0f)
+                                   : __fdiv_rn(127.0f * 65536.0f, fmaxf(absmax, 1e-30f));
+  const bool finite = is_finite(absmax_bits);
+  return {finite ? factor : 0.0f, finite};
+}
+
+// Of q; NaN for a row that is not finite.
+__device__ __forceinline__ float scale_of(uint32_t absmax_bits, int digits) {
+  if (!is_finite(absmax_bits)) return __uint_as_float(0x7fc00000u);
+  const float absmax = __uint_as_float(absmax_bits);
+  return digits == 1 ? __fdiv_rn(fmaxf(absmax, 1e-5f), 127.0f) : __fdiv_rn(fmaxf(absmax, 1e-30f), 127.0f * 65536.0f);
 }
 
 // The 4P values of a word's share of K, as the words of P registers: byte b of words[d][i] is digit d of value P * b +
@@ -209,6 +210,21 @@ __device__ __forceinline__ void quantize_share(const float (&values)[4 * kPerByt
 #pragma unroll
     for (int d = 0; d < kDigits; ++d) sums[d] = dot(words[d][i], sums[d]);
   }
+}
+
+// Four lanes t = 0..3 each have a word for each of four pieces of 16 bytes: lane t gets all words of piece t.
+__device__ __forceinline__ uint4 exchange_words(const uint32_t (&of_pieces)[4]) {
+  const bool odd = threadIdx.x % 2 == 1, high = threadIdx.x / 2 % 2 == 1;
+  const auto take_turns = [](bool second, int distance, uint32_t& a, uint32_t& b) {  // b of one lane for a of the other
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, second ? a : b, distance);
+    (second ? a : b) = other;
+  };
+  uint32_t v[4] = {of_pieces[0], of_pieces[1], of_pieces[2], of_pieces[3]};
+  take_turns(odd, 1, v[0], v[1]);
+  take_turns(odd, 1, v[2], v[3]);
+  take_turns(high, 2, v[0], v[2]);
+  take_turns(high, 2, v[1], v[3]);
+  return {v[0], v[1], v[2], v[3]};
 }
 
 // The factor that a column's sums of codes * q exceed those of weights * q by: sum(q) times this.

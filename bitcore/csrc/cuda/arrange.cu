@@ -9,38 +9,50 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// A block arranges one token; a lane takes one word's share of K at a time.
 template <Format kFormat>
 __global__ void __launch_bounds__(kThreads)
     arrange_kernel(const uint16_t* x, int64_t m, int64_t k, int64_t x_stride, bool aligned, Quantized out) {
   using Layout = Chunk<kFormat>;
-  constexpr int kPerByte = Layout::kPerByte, kCount = 4 * kPerByte, kTokens = 2;
-  const int lane = threadIdx.x % 32, t = lane % 4;
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * kTokens + lane / 4 % kTokens;
+  constexpr int kPerByte = Layout::kPerByte, kCount = 4 * kPerByte;
+  const int t = threadIdx.x % 4, column = static_cast<int>(blockIdx.x), words = static_cast<int>(out.chunks) * 4;
+  const int64_t tile = tile_of_block(), token = tile * out.tile_tokens + column;
+  if (token >= m) return;
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (token >= m) return;
   const uint16_t* row = x + token * x_stride;
-  const int64_t tile = token / out.tile_tokens, column = token - tile * out.tile_tokens;
   char* tile_q = reinterpret_cast<char*>(out.q) + tile * out.chunks * Layout::kHalfSteps * 2 * out.tile_columns * 16;
-  const int64_t word = static_cast<int64_t>(blockIdx.y) * (kThreads / 8) + threadIdx.x / 8;
-  if (word >= out.chunks * 4) return;
-  const int64_t k0 = word / 4 * Layout::kWeights + (t * 4 + word % 4) * kCount;
-  uint32_t pairs[kCount / 2] = {};
-  if (aligned && k0 + kCount <= k) {
-    load_pairs<kCount>(row, k0, true, pairs);
-  } else {
-    for (int i = 0; i < kCount; ++i)
-      if (k0 + i < k) pairs[i / 2] |= static_cast<uint32_t>(row[k0 + i]) << i % 2 * 16;
-  }
-  const auto value = [&](int i) { return pairs[i / 2] >> i % 2 * 16 & 0xffffu; };
-#pragma unroll
-  for (int c = 0; c < kPerByte; ++c)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t r = (word * kPerByte + c) * 2 + half;
-      const uint32_t pair = value(kPerByte * 2 * half + c) | value(kPerByte * (2 * half + 1) + c) << 16;
-      *reinterpret_cast<uint32_t*>(tile_q + place_of(out, r, static_cast<int>(column)) + t * 4) = pair;
+#pragma unroll 2
+  for (int first_word = 0; first_word < words; first_word += kThreads / 4) {
+    const int word = first_word + static_cast<int>(threadIdx.x) / 4;
+    const int64_t k0 = static_cast<int64_t>(word / 4) * Layout::kWeights + (t * 4 + word % 4) * kCount;
+    uint32_t pairs[kCount / 2] = {};
+    if (aligned && k0 + kCount <= k) {
+      load_pairs<kCount>(row, k0, true, pairs);
+    } else {
+      for (int i = 0; i < kCount; ++i)
+        if (k0 + i < k) pairs[i / 2] |= static_cast<uint32_t>(row[k0 + i]) << i % 2 * 16;
     }
+    const auto value = [&](int i) { return pairs[i / 2] >> i % 2 * 16 & 0xffffu; };
+    uint32_t of_halves[2 * kPerByte];
+#pragma unroll
+    for (int c = 0; c < kPerByte; ++c)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        of_halves[2 * c + half] = value(kPerByte * 2 * half + c) | value(kPerByte * (2 * half + 1) + c) << 16;
+    const int r = word * kPerByte * 2;
+    if constexpr (kPerByte == 4) {
+#pragma unroll
+      for (int i = 0; i < 8; i += 4) {
+        const uint4 piece = exchange_words({of_halves[i], of_halves[i + 1], of_halves[i + 2], of_halves[i + 3]});
+        if (word < words) *reinterpret_cast<uint4*>(tile_q + place_of(out, r + i + t, column)) = piece;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2 * kPerByte; ++i)
+        if (word < words) *reinterpret_cast<uint32_t*>(tile_q + place_of(out, r + i, column) + t * 4) = of_halves[i];
+    }
+  }
 }
 
 }  // namespace
@@ -48,10 +60,8 @@ __global__ void __launch_bounds__(kThreads)
 int launch_arrange(const Linear& linear, const Quantized& out, void* stream) {
   const bool aligned = is_aligned_for_rows(linear.x, linear.dtype, linear.x_stride);
   const auto kernel = linear.format == Format::k2Bit ? arrange_kernel<Format::k2Bit> : arrange_kernel<Format::kBase3>;
-  const dim3 blocks(static_cast<unsigned>((linear.m + 1) / 2),
-                    static_cast<unsigned>((out.chunks * 4 + kThreads / 8 - 1) / (kThreads / 8)));
-  return launch(kernel, blocks, kThreads, 0, stream, true, 1, static_cast<const uint16_t*>(linear.x), linear.m,
-                linear.k, linear.x_stride, aligned, out);
+  return launch(kernel, blocks_of_tokens(linear, out), kThreads, 0, stream, true, 1,
+                static_cast<const uint16_t*>(linear.x), linear.m, linear.k, linear.x_stride, aligned, out);
 }
 
 }  // namespace bitlab::cuda

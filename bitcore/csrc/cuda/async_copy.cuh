@@ -17,6 +17,15 @@ __device__ __forceinline__ void copy_16_bytes(uint32_t shared, const void* from,
 #endif
 }
 
+// Copies 4 bytes.
+__device__ __forceinline__ void copy_4_bytes(uint32_t shared, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(from) : "memory");
+#else
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(*static_cast<const uint32_t*>(from)) : "memory");
+#endif
+}
+
 // Ends a group of copies of this thread; groups arrive in order.
 __device__ __forceinline__ void end_copies() {
 #if __CUDA_ARCH__ >= 800

@@ -70,7 +70,7 @@ struct BlockToken : BlockRow<kFormat, kMost> {
     __syncthreads();
     largest = warp_max(columns.absmax[lane % kWarps]);
     const Quantizer quantizer = quantizer_of(largest, kDigits);
-    if (threadIdx.x == 0) columns.scale[0] = quantizer.scale;
+    if (threadIdx.x == 0) columns.scale[0] = scale_of(largest, kDigits);
     int sums[kDigits] = {};
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {

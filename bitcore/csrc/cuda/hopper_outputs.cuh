@@ -4,7 +4,7 @@
 #pragma once
 
 #include "activations.cuh"
-#include "kernels.h"
+#include "hopper_tile.h"
 #include "rows.cuh"
 #include "weight_stages.cuh"
 #include "wgmma.cuh"
@@ -12,18 +12,34 @@
 namespace bitlab::cuda {
 namespace {
 
-constexpr int kGroups = 2, kThreads = 128 * kGroups;
+constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
 constexpr int kMostStages = 10;
-constexpr int kMostSplits = 8;
 
 struct Hopper {
   Linear linear;
   Quantized quantized;
   RowTiles tiles;
-  int64_t row_bytes;
+  int row_bytes;
   int stages;  // of activations
   int token_tiles;
+  int splits;
+  int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
+  uint32_t received_bytes;            // of shared memory, for sums of other blocks
+  uint32_t received_by[kMostSplits];  // bytes that each block of a cluster receives
 };
+
+// What a block's sums become outputs with.
+template <int kRows, int kColumns>
+struct Factors {
+  float row_scale[kRows];
+  float token_scale[kColumns];
+  int column_sum[kColumns];
+};
+
+// Of row n, without a load where there is none.
+__device__ __forceinline__ float bias_of(const Weight& weight, int64_t n) {
+  return weight.bias == nullptr ? -0.0f : load_float(weight.bias, weight.bias_dtype, n);  // y + -0.0 is y
+}
 
 // Bytes of a column of a warpgroup's outputs in shared memory, without bank conflicts.
 template <int kRowTiles>
@@ -39,18 +55,19 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high, __half) {
 }
 
 // This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup].
-template <Format kFormat, int kColumns, int kRowTiles, typename Value, typename Sum>
-__device__ __forceinline__ void stage_outputs(const Hopper& a, const Weight& weight, int64_t warp_row,
-                                              const Sum (&sums)[kRowTiles][kColumns / 2], const float* column_scale,
-                                              const int* column_sum, uint32_t outputs) {
+template <Format kFormat, int kColumns, int kRowTiles, typename Value, typename Sum, typename OfBlock>
+__device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t first_row,
+                                              const Sum (&sums)[kRowTiles][kColumns / 2], const OfBlock& factors,
+                                              uint32_t outputs) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float row_scale[2 * kRowTiles], row_bias[2 * kRowTiles];
   int zero[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
-    const int64_t n = min(warp_row + i / 2 * 64 + i % 2 * 8 + lane / 4, weight.n - 1);
-    row_scale[i] = weight.scale[n * weight.scale_stride];
-    row_bias[i] = weight.bias == nullptr ? -0.0f : load_float(weight.bias, weight.bias_dtype, n);  // y + -0.0 is y
+    const int row = warp / 4 * 64 * kRowTiles + i / 2 * 64 + warp % 4 * 16 + i % 2 * 8 + lane / 4;
+    const int64_t n = min(first_row + row, weight.n - 1);
+    row_scale[i] = factors.row_scale[row];
+    row_bias[i] = bias_of(weight, n);
     zero[i] = zero_of(weight, kFormat, n, 0);
   }
   const int matrix = lane / 8 % (2 * kRowTiles);  // rows +0 and +8 of the row tiles
@@ -61,8 +78,8 @@ __device__ __forceinline__ void stage_outputs(const Hopper& a, const Weight& wei
     float2 scale;
     int2 sum;
     if constexpr (std::is_same_v<Sum, int>) {
-      scale = *reinterpret_cast<const float2*>(column_scale + column);
-      sum = *reinterpret_cast<const int2*>(column_sum + column);
+      scale = *reinterpret_cast<const float2*>(factors.token_scale + column);
+      sum = *reinterpret_cast<const int2*>(factors.column_sum + column);
     }
     uint32_t pairs[2 * kRowTiles];
 #pragma unroll
@@ -110,61 +127,44 @@ __device__ __forceinline__ void write_outputs(const Weight& weight, int64_t row,
   }
 }
 
-// What a block writes.
-struct Outputs {
-  const Weight* weight;
-  int64_t first_row, first_token;
-  int split;
-  const float* column_scale;
-  const int* column_sum;
-};
-
-// Adds up the sums that the kSplits blocks of a cluster have at `sums`, [columns][kStride], and writes outputs. A
-// thread writes four rows of a token; the blocks take turns at the tokens.
-template <Format kFormat, int kRows, int kStride, int kSplits>
-__device__ __forceinline__ void write_sums(const Hopper& a, const Outputs& outputs, uint32_t sums) {
+// Writes the outputs of what a block has of the sums, at `sums` [columns][kStride]: every `splits`-th eight
+// tokens, from those of its rank on. A thread writes four rows of a token.
+template <Format kFormat, int kRows, int kStride, typename OfBlock>
+__device__ __forceinline__ void write_sums(const Hopper& a, const Weight& weight, int64_t first_row,
+                                           int64_t first_token, int rank, int splits, const OfBlock& factors,
+                                           uint32_t sums) {
   constexpr int kRowLanes = kRows / 4, kTokens = kThreads / kRowLanes;  // tokens at once
-  const Weight& weight = *outputs.weight;
   const int digits = a.quantized.digits, row = threadIdx.x % kRowLanes * 4;
-  const int64_t n0 = outputs.first_row + row, left = a.linear.m - outputs.first_token;
+  const int64_t n = first_row + row, left = a.linear.m - first_token;
   const int tokens = left < a.quantized.tile_tokens ? static_cast<int>(left) : a.quantized.tile_tokens;
-  if (n0 >= weight.n) return;
-  float row_scale[4], row_bias[4];
+  if (n >= weight.n) return;
+  const int rows = weight.n - n < 4 ? static_cast<int>(weight.n - n) : 4;
+  float row_bias[4];
   int zero[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t n = min(n0 + i, weight.n - 1);
-    row_scale[i] = weight.scale[n * weight.scale_stride];
-    row_bias[i] = weight.bias == nullptr ? -0.0f : load_float(weight.bias, weight.bias_dtype, n);  // y + -0.0 is y
-    zero[i] = zero_of(weight, kFormat, n, 0);
+  for (int j = 0; j < 4; ++j) {
+    row_bias[j] = bias_of(weight, min(n + j, weight.n - 1));
+    zero[j] = zero_of(weight, kFormat, min(n + j, weight.n - 1), 0);
   }
-  const int rows = weight.n - n0 < 4 ? static_cast<int>(weight.n - n0) : 4;
-  for (int token = outputs.split + kSplits * (threadIdx.x / kRowLanes); token < tokens; token += kSplits * kTokens) {
+  for (int i = threadIdx.x / kRowLanes;; i += kTokens) {
+    const int token = (i / 8 * splits + rank) * 8 + i % 8;
+    if (token >= tokens) return;
     int total[4][kFloatDigits];
 #pragma unroll
     for (int d = 0; d < kFloatDigits; ++d) {
       if (d >= digits) break;
-      const int column = token * digits + d;
-      const uint32_t address = sums + (column * kStride + row) * 4;
-      int4 parts[kSplits];
+      const Words<4> of_rows = load_shared_words(sums + ((i * digits + d) * kStride + row) * 4);
 #pragma unroll
-      for (int rank = 0; rank < kSplits; ++rank) parts[rank] = load_of_block(address, rank);
-      const int column_sum = outputs.column_sum[column];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) total[i][d] = -zero[i] * column_sum;
-#pragma unroll
-      for (int rank = 0; rank < kSplits; ++rank) {
-        total[0][d] += parts[rank].x, total[1][d] += parts[rank].y;
-        total[2][d] += parts[rank].z, total[3][d] += parts[rank].w;
-      }
+      for (int j = 0; j < 4; ++j)
+        total[j][d] = static_cast<int>(of_rows.word[j]) - zero[j] * factors.column_sum[token * digits + d];
     }
-    const float scale = outputs.column_scale[token * digits];
-    const int64_t place = (outputs.first_token + token) * weight.n + n0;
+    const float scale = factors.token_scale[token];
     float values[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      values[i] = __fadd_rn(__fmul_rn(product_of(total[i], digits), __fmul_rn(scale, row_scale[i])), row_bias[i]);
-    store_floats(weight.y, a.linear.dtype, place, values, rows);
+    for (int j = 0; j < 4; ++j)
+      values[j] =
+          __fadd_rn(__fmul_rn(product_of(total[j], digits), __fmul_rn(scale, factors.row_scale[row + j])), row_bias[j]);
+    store_floats(weight.y, a.linear.dtype, (first_token + token) * weight.n + n, values, rows);
   }
 }
 

@@ -1,8 +1,7 @@
 // Quantizes rows of x to int8 columns in the order in which the products read them (fragments.cuh).
 //
-// A lane takes one word's share of K, 4P neighbours, and writes P words of four bytes. Four lanes with t = 0..3 make
-// the 16 bytes of a half step, and the two or four tokens of a warp lie side by side; with few tokens a warp takes
-// eight words of one.
+// A lane takes one word's share of K, 4P neighbours, which are P words of four bytes. Four lanes with t = 0..3 have the
+// 16 bytes of a half step between them.
 #include "activations.cuh"
 #include "launch.cuh"
 #include "quantized.h"
@@ -11,7 +10,6 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kMostKept = 6;  // shares of K, 16 to 40 bytes, that a lane keeps in registers
 constexpr int64_t kManyTokens = 512;
 
 __global__ void __launch_bounds__(kThreads)
@@ -79,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const void* x, Dtype
   __syncthreads();
 
   const Quantizer quantizer = quantizer_of(absmax[token_of_block], kDigits);
-  if (live && first_word == 0 && t == 0) out.scale[token] = quantizer.scale;
+  if (live && first_word == 0 && t == 0) out.scale[token] = scale_of(absmax[token_of_block], kDigits);
   const int64_t tile = token / out.tile_tokens;
   const int token_of_tile = static_cast<int>(token % out.tile_tokens);
   const int column = token_of_tile / out.token_block * out.token_block * kDigits + token_of_tile % out.token_block;
@@ -127,20 +125,19 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const void* x, Dtype
   }
 }
 
-// The same, faster, where all is even: values of two bytes, aligned rows of whole shares, one sum a
-// column, and rows short enough to stay in registers: kKept shares a lane.
-template <Format kFormat, int kDigits, int kTokens, int kKept>
-__global__ void __launch_bounds__(kThreads)
-    quantize_even_kernel(const uint16_t* x, Dtype dtype, int64_t m, int k, int64_t x_stride, Quantized out) {
+// The same, faster, where all is even: values of two bytes, aligned rows of whole shares, one sum a column, and rows
+// short enough to stay in registers, kKept shares a lane. A block quantizes one token.
+template <Format kFormat, int kDigits, int kBlock, int kKept>
+__global__ void __launch_bounds__(kBlock)
+    quantize_even_kernel(const uint16_t* x, Dtype dtype, int m, int k, int64_t x_stride, Quantized out) {
   using Layout = Chunk<kFormat>;
-  constexpr int kCount = 4 * Layout::kPerByte, kWarps = kThreads / 32, kLaneWords = 8 / kTokens;
-  __shared__ uint32_t absmax[kWarps][kTokens];
-  __shared__ int sums[kWarps][kTokens][kDigits];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int t = lane % 4, token_of_block = lane / 4 % kTokens, w0 = warp * kLaneWords + lane / 4 / kTokens;
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * kTokens + token_of_block;
-  const bool live = token < m;
-  const int words = static_cast<int>(out.chunks) * 4;
+  constexpr int kCount = 4 * Layout::kPerByte, kWarps = kBlock / 32;
+  __shared__ uint32_t absmax[kWarps];
+  __shared__ int sums[kWarps][kDigits];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4, first_word = warp * 8 + lane / 4;
+  const int token_of_tile = static_cast<int>(blockIdx.x), tile = tile_of_block();
+  const int token = tile * out.tile_tokens + token_of_tile, words = static_cast<int>(out.chunks) * 4;
+  if (token >= m) return;
   wait_for_previous_kernel();
   let_next_kernel_start();
 
@@ -148,87 +145,101 @@ __global__ void __launch_bounds__(kThreads)
   uint32_t pairs[kKept][kCount / 2];
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    const int word = w0 + i * kWarps * kLaneWords;
-    const int k0 = word / 4 * Layout::kWeights + (t * 4 + word % 4) * kCount;
-    load_pairs<kCount>(row, k0, live && k0 < k, pairs[i]);
+    const int word = first_word + i * kWarps * 8, k0 = word / 4 * Layout::kWeights + (t * 4 + word % 4) * kCount;
+    load_pairs<kCount>(row, k0, k0 < k, pairs[i]);
   }
-  const auto over_lanes = [&](auto value, const auto& join) {  // of the token
-#pragma unroll
-    for (int other = 1; other < 32; other *= 2)
-      if (other < 4 || other >= 4 * kTokens) value = join(value, __shfl_xor_sync(0xffffffffu, value, other));
-    return value;
-  };
   uint32_t largest = 0;
 #pragma unroll
   for (int i = 0; i < kKept; ++i) largest = max(largest, absmax_bits(pairs[i], dtype));
-  largest = over_lanes(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
-  if (t == 0) absmax[warp][token_of_block] = largest;
+  largest = warp_max(largest);
+  if (lane == 0) absmax[warp] = largest;
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kWarps; ++i) largest = max(largest, absmax[i][token_of_block]);
+  for (int i = 0; i < kWarps; ++i) largest = max(largest, absmax[i]);
   const Quantizer quantizer = quantizer_of(largest, kDigits);
 
-  const int64_t tile = token / out.tile_tokens;
-  const int token_of_tile = static_cast<int>(token - tile * out.tile_tokens);
-  const int column = token_of_tile / out.token_block * out.token_block * kDigits + token_of_tile % out.token_block;
+  int column = token_of_tile;  // of the first digit
+  if constexpr (kDigits > 1) column += column / out.token_block * out.token_block * (kDigits - 1);
   const int r_stride = out.tile_columns * 16;
-  int8_t* to = out.q + tile * words * Layout::kPerByte * r_stride + (out.fragments ? column * 64 + t * 16 : t * 4);
+  int8_t* to = out.q + static_cast<int64_t>(tile) * words * Layout::kPerByte * r_stride;
   int sum[kDigits] = {};
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    const int word = w0 + i * kWarps * kLaneWords;
-    if (!live || word >= words) break;
+    const int word = first_word + i * kWarps * 8;
     float values[kCount];
     to_floats<kCount>(pairs[i], dtype, values);
     uint32_t q[kDigits][Layout::kPerByte];
     quantize_share<Layout::kPerByte>(values, quantizer, q, sum);
 #pragma unroll
-    for (int d = 0; d < kDigits; ++d)
+    for (int d = 0; d < kDigits; ++d) {
+      const int place = column + d * out.token_block;
+      if constexpr (Layout::kPerByte == 4) {
+        uint4 piece = {q[d][0], q[d][1], q[d][2], q[d][3]};
+        if (!out.fragments) piece = exchange_words(q[d]);
+        const int64_t offset = out.fragments ? static_cast<int64_t>(word) * 4 * r_stride + place * 64 + t * 16
+                                             : place_of(out, word * 4 + t, place);
+        if (word < words) *reinterpret_cast<uint4*>(to + offset) = piece;
+      } else {
 #pragma unroll
-      for (int c = 0; c < Layout::kPerByte; ++c) {
-        const int r = word * Layout::kPerByte + c;
-        const int64_t offset = out.fragments
-                                   ? static_cast<int64_t>(r / 4) * 4 * r_stride + r % 4 * 4 + d * out.token_block * 64
-                                   : place_of(out, r, column + d * out.token_block);
-        *reinterpret_cast<uint32_t*>(to + offset) = q[d][c];
+        for (int c = 0; c < Layout::kPerByte; ++c) {
+          const int r = word * Layout::kPerByte + c;
+          const int64_t offset = out.fragments
+                                     ? static_cast<int64_t>(r / 4) * 4 * r_stride + place * 64 + t * 16 + r % 4 * 4
+                                     : place_of(out, r, place) + t * 4;
+          if (word < words) *reinterpret_cast<uint32_t*>(to + offset) = q[d][c];
+        }
       }
+    }
   }
 #pragma unroll
   for (int d = 0; d < kDigits; ++d) {
-    sum[d] = over_lanes(sum[d], [](int a, int b) { return a + b; });
-    if (t == 0) sums[warp][token_of_block][d] = sum[d];
+    sum[d] = warp_sum(sum[d]);
+    if (lane == 0) sums[warp][d] = sum[d];
   }
   __syncthreads();
-  if (live && w0 == 0 && t == 0) {
-    out.scale[token] = quantizer.scale;
+  if (threadIdx.x == 0) {
+    out.scale[token] = scale_of(largest, kDigits);
 #pragma unroll
     for (int d = 0; d < kDigits; ++d) {
       int total = 0;
 #pragma unroll
-      for (int i = 0; i < kWarps; ++i) total += sums[i][token_of_block][d];
+      for (int i = 0; i < kWarps; ++i) total += sums[i][d];
       out.sum[token * kDigits + d] = total;
     }
   }
 }
 
-template <Format kFormat, int kDigits, int kTokens>
-cudaError_t launch_even(const Linear& linear, const Quantized& out, int shares, void* stream) {
-  const auto kernel = shares <= 2 ? quantize_even_kernel<kFormat, kDigits, kTokens, 2>
-                                  : quantize_even_kernel<kFormat, kDigits, kTokens, kMostKept>;
-  const auto blocks = static_cast<unsigned>((linear.m + kTokens - 1) / kTokens);
-  return launch(kernel, dim3(blocks), kThreads, 0, stream, true, 1, static_cast<const uint16_t*>(linear.x),
-                linear.dtype, linear.m, static_cast<int>(linear.k), linear.x_stride, out);
+// Whether quantize_even_kernel can serve rows of some length.
+template <Format kFormat>
+bool is_even(const Linear& linear, const Quantized& out) {
+  return linear.dtype != Dtype::kFloat32 && linear.group_size == 0 && out.absmax_bits == nullptr &&
+         linear.m * kFloatDigits < INT32_MAX && linear.k % (4 * weights_per_byte(kFormat)) == 0 &&
+         (reinterpret_cast<uintptr_t>(linear.x) | static_cast<uintptr_t>(linear.x_stride * 2)) % 16 == 0;
 }
 
-// Shares of a row that a lane of quantize_even_kernel keeps, or 0 where that kernel cannot serve.
-template <Format kFormat>
-int even_shares(const Linear& linear, const Quantized& out, int tokens) {
-  const bool even = linear.dtype != Dtype::kFloat32 && linear.group_size == 0 && out.absmax_bits == nullptr &&
-                    linear.k % (4 * weights_per_byte(kFormat)) == 0 &&
-                    (reinterpret_cast<uintptr_t>(linear.x) | static_cast<uintptr_t>(linear.x_stride * 2)) % 16 == 0;
-  const int64_t words_at_once = kThreads / 32 * (8 / tokens),
-                shares = (out.chunks * 4 + words_at_once - 1) / words_at_once;
-  return even && shares <= kMostKept ? static_cast<int>(shares) : 0;
+// Whether it did. Few tokens are a matter of latency; many of instructions, of which a lane that keeps more needs
+// fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one.
+template <Format kFormat, int kDigits>
+bool launch_even(const Linear& linear, const Quantized& out, const Device& device, void* stream, cudaError_t* error) {
+  constexpr int kManyResident = 8;
+  const size_t share = static_cast<size_t>(device.shared_memory / kManyResident - 2048);
+  const dim3 blocks = blocks_of_tokens(linear, out);
+  const auto try_block = [&](auto kernel, int threads, int kept, size_t shared) {
+    if (out.chunks * 4 > threads / 4 * kept) return false;
+    *error = launch(kernel, blocks, threads, shared, stream, true, 1, static_cast<const uint16_t*>(linear.x),
+                    linear.dtype, static_cast<int>(linear.m), static_cast<int>(linear.k), linear.x_stride, out);
+    return true;
+  };
+  if (linear.m >= kManyTokens) {
+    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, share) ||
+        try_block(quantize_even_kernel<kFormat, kDigits, 256, 2>, 256, 2, 0))
+      return true;
+  } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1, 0) ||
+             try_block(quantize_even_kernel<kFormat, kDigits, 512, 1>, 512, 1, 0)) {
+    return true;
+  }
+  return try_block(quantize_even_kernel<kFormat, kDigits, 512, 2>, 512, 2, 0) ||
+         try_block(quantize_even_kernel<kFormat, kDigits, 512, 6>, 512, 6, 0);
 }
 
 template <Format kFormat, int kWords>
@@ -246,15 +257,12 @@ cudaError_t launch_words(const Linear& linear, const Quantized& out, void* strea
 }
 
 template <Format kFormat>
-cudaError_t launch_format(const Linear& linear, const Quantized& out, void* stream) {
-  const bool many = linear.m >= kManyTokens;
-  if (const int shares = even_shares<kFormat>(linear, out, many ? 2 : 1); shares > 0) {
-    if (out.digits == 1)
-      return many ? launch_even<kFormat, 1, 2>(linear, out, shares, stream)
-                  : launch_even<kFormat, 1, 1>(linear, out, shares, stream);
-    return many ? launch_even<kFormat, kFloatDigits, 2>(linear, out, shares, stream)
-                : launch_even<kFormat, kFloatDigits, 1>(linear, out, shares, stream);
-  }
+cudaError_t launch_format(const Linear& linear, const Quantized& out, const Device& device, void* stream) {
+  cudaError_t error;
+  if (is_even<kFormat>(linear, out) &&
+      (out.digits == 1 ? launch_even<kFormat, 1>(linear, out, device, stream, &error)
+                       : launch_even<kFormat, kFloatDigits>(linear, out, device, stream, &error)))
+    return error;
   switch (out.words) {
     case 1: return launch_words<kFormat, 1>(linear, out, stream);
     case 2: return launch_words<kFormat, 2>(linear, out, stream);
@@ -264,7 +272,7 @@ cudaError_t launch_format(const Linear& linear, const Quantized& out, void* stre
 
 }  // namespace
 
-int launch_quantize(const Linear& linear, const Quantized& out, void* stream) {
+int launch_quantize(const Linear& linear, const Quantized& out, const Device& device, void* stream) {
   if (out.absmax_bits != nullptr) {
     cudaError_t error = cudaMemsetAsync(out.absmax_bits, 0, sizeof(uint32_t), static_cast<cudaStream_t>(stream));
     if (error != cudaSuccess) return error;
@@ -274,10 +282,10 @@ int launch_quantize(const Linear& linear, const Quantized& out, void* stream) {
     if (error != cudaSuccess) return error;
   }
   switch (linear.format) {
-    case Format::k2Bit: return launch_format<Format::k2Bit>(linear, out, stream);
-    case Format::kBase3: return launch_format<Format::kBase3>(linear, out, stream);
-    case Format::kInt4: return launch_format<Format::kInt4>(linear, out, stream);
-    default: return launch_format<Format::kInt8>(linear, out, stream);
+    case Format::k2Bit: return launch_format<Format::k2Bit>(linear, out, device, stream);
+    case Format::kBase3: return launch_format<Format::kBase3>(linear, out, device, stream);
+    case Format::kInt4: return launch_format<Format::kInt4>(linear, out, device, stream);
+    default: return launch_format<Format::kInt8>(linear, out, device, stream);
   }
 }
 

@@ -5,6 +5,13 @@
 
 namespace bitlab::cuda {
 
+// What a block of hopper.cu computes.
+struct HopperTile {
+  int columns;    // tokens, or digits of tokens
+  int row_tiles;  // of 64 rows, of each of its two warpgroups
+  int splits;     // blocks that share K
+};
+
 // Columns are int8 vectors: the tokens, or the three digits of each. A tile of columns holds whole tokens: blocks of
 // token_block tokens, once for each digit.
 struct Quantized {
@@ -22,15 +29,25 @@ struct Quantized {
   int words;       // of one lane in a chunk: `kWords` of fragments.cuh
   int64_t chunks;
   int64_t groups;  // 1 or those of the weight scale
+  HopperTile hopper;
 };
 
 #ifdef __CUDACC__
+// A block for each column of tokens, of each tile.
+inline dim3 blocks_of_tokens(const Linear& linear, const Quantized& quantized) {
+  constexpr int64_t kMostAlongY = 65535;
+  const int64_t tiles = (linear.m + quantized.tile_tokens - 1) / quantized.tile_tokens;
+  const int64_t along_z = (tiles + kMostAlongY - 1) / kMostAlongY, along_y = (tiles + along_z - 1) / along_z;
+  return {static_cast<unsigned>(quantized.tile_tokens), static_cast<unsigned>(along_y), static_cast<unsigned>(along_z)};
+}
+__device__ __forceinline__ int tile_of_block() { return static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y); }
+
 // Where half step r of a column lies in its tile, in bytes. Among eight columns the pieces of 16 bytes are exchanged so
 // that the tensor cores read the same piece of all eight from different banks (the "swizzle" of wgmma's matrix
 // descriptor, PTX ISA).
-__device__ __forceinline__ int64_t place_of(const Quantized& quantized, int64_t r, int column) {
-  const int log = quantized.swizzle, piece = (static_cast<int>(r) ^ column >> (3 - log)) & ((1 << log) - 1);
-  return ((((r >> log) * quantized.tile_columns + column) << log) + piece) * 16;
+__device__ __forceinline__ int64_t place_of(const Quantized& quantized, int r, int column) {
+  const int log = quantized.swizzle, piece = (r ^ column >> (3 - log)) & ((1 << log) - 1);
+  return int64_t{16} * ((((r >> log) * quantized.tile_columns + column) << log) + piece);
 }
 #endif
 
@@ -38,6 +55,6 @@ __device__ __forceinline__ int64_t place_of(const Quantized& quantized, int64_t 
 int launch_arrange(const Linear& linear, const Quantized& quantized, void* stream);
 
 // cudaError_t.
-int launch_quantize(const Linear& linear, const Quantized& quantized, void* stream);
+int launch_quantize(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
 
 }  // namespace bitlab::cuda

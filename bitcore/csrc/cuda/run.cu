@@ -1,6 +1,7 @@
 // Which kernels serve a call, by its number of columns, and where the quantized activations lie in its workspace.
 #include <cuda_runtime.h>
 
+#include "hopper_tile.h"
 #include "kernels.h"
 #include "linear.h"
 #include "quantized.h"
@@ -27,24 +28,30 @@ int words_of(Format format, int64_t group_size) {
   return 0;
 }
 
+bool is_ternary(const Linear& linear) {
+  for (int i = 0; i < linear.weight_count; ++i)
+    if (linear.weights[i].zero_point != nullptr) return false;
+  return linear.format == Format::k2Bit || linear.format == Format::kBase3;
+}
+
 Path path_of(const Linear& linear, const Device& device) {
   bool hopper = false;
 #ifdef BITLAB_HAVE_HOPPER
-  hopper = device.compute_capability == 90 && linear.group_size == 0;
+  hopper = device.compute_capability == 90 && hopper_can_serve(linear);
 #endif
   if (decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
   if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
   if (narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
-  if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 &&
-      linear.format != Format::kInt4 && linear.m >= kFewestFloating)
+  if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 && is_ternary(linear) &&
+      linear.m >= kFewestFloating)
     return Path::kHopperFloating;
   if (hopper) return Path::kHopper;
   return Path::kBatch;
 }
 
 // The layout of the quantized activations, and its pieces in `workspace` (which may be null to ask for `bytes`).
-Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t* bytes) {
+Quantized quantized_of(const Linear& linear, Path path, const Device& device, void* workspace, size_t* bytes) {
   Quantized result = {};
   result.digits = digits_of(linear);
   result.words = words_of(linear.format, linear.group_size);
@@ -57,17 +64,14 @@ Quantized quantized_of(const Linear& linear, Path path, void* workspace, size_t*
     result.fragments = true;
     result.tile_tokens = static_cast<int>(linear.m);
     result.tile_columns = path == Path::kNarrow ? kNarrowColumns : result.tile_tokens * result.digits;
-  } else if (path == Path::kHopperFloating) {
-    result.digits = 1;
-    result.floating = true;
+  } else if (path == Path::kHopper || path == Path::kHopperFloating) {
+    result.floating = path == Path::kHopperFloating;
+    if (result.floating) result.digits = 1;
     result.token_block = 1;
-    result.tile_columns = result.tile_tokens = 128;
-    result.swizzle = hopper_swizzle(linear.format);
-  } else if (path == Path::kHopper) {
-    result.token_block = 1;
-    result.tile_columns = hopper_columns(linear.m * result.digits);
-    result.swizzle = hopper_swizzle(linear.format);
+    result.hopper = hopper_tile(linear, result.digits, result.floating, device);
+    result.tile_columns = result.hopper.columns;
     result.tile_tokens = result.tile_columns / result.digits;
+    result.swizzle = hopper_swizzle(linear.format);
   } else {
     result.token_block = 8;
     result.tile_tokens = result.digits == 1 ? 64 : 16;
@@ -105,7 +109,7 @@ size_t normed_bytes(const Linear& linear) {
 size_t workspace_bytes(const Linear& linear, const Device& device) {
   if (words_of(linear.format, linear.group_size) == 0) return 0;
   size_t bytes;
-  quantized_of(linear, path_of(linear, device), nullptr, &bytes);
+  quantized_of(linear, path_of(linear, device), device, nullptr, &bytes);
   return bytes;
 }
 
@@ -113,10 +117,10 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
   if (words_of(linear.format, linear.group_size) == 0) return cudaErrorInvalidValue;
   const Path path = path_of(linear, device);
   size_t bytes;
-  const Quantized quantized = quantized_of(linear, path, workspace, &bytes);
+  const Quantized quantized = quantized_of(linear, path, device, workspace, &bytes);
   if (path == Path::kDecodeQuantizing) return launch_decode(linear, quantized, device, stream);
-  const int error =
-      quantized.floating ? launch_arrange(linear, quantized, stream) : launch_quantize(linear, quantized, stream);
+  const int error = quantized.floating ? launch_arrange(linear, quantized, stream)
+                                       : launch_quantize(linear, quantized, device, stream);
   if (error != cudaSuccess) return error;
   if (path == Path::kDecode) return launch_decode(linear, quantized, device, stream);
   if (path == Path::kNarrow) return launch_narrow(linear, quantized, device, stream);
@@ -137,7 +141,7 @@ size_t workspace_bytes(const Linear& linear, const RowNorm& norm, const Device& 
 int run(const Linear& linear, const RowNorm& norm, const Device& device, void* workspace, void* stream) {
   size_t bytes;
   if (is_one_kernel(linear, norm, device)) {
-    const Quantized quantized = quantized_of(linear, Path::kDecodeQuantizing, nullptr, &bytes);
+    const Quantized quantized = quantized_of(linear, Path::kDecodeQuantizing, device, nullptr, &bytes);
     return launch_normalizing_decode(linear, norm, quantized, device, stream);
   }
   RowNorm to_workspace = norm;

@@ -36,80 +36,82 @@ __device__ __forceinline__ uint64_t columns_descriptor(uint32_t address) {
 
 // sums [64 rows, kColumns] += codes u8 [64, 32] * activations s8 [32, kColumns] modulo 2**32, by a warpgroup. `codes`
 // are registers of this lane as of m16n8k32 (fragments.cuh), warp w of the group holds rows 16w to 16w + 15; `sums` are
-// tiles of 8 columns as there. Both belong to the product until it has been waited for.
-#define BITLAB_SUMS_8(i)                                                                                        \
-  "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), "+r"(sums[i + 4]), "+r"(sums[i + 5]), \
-      "+r"(sums[i + 6]), "+r"(sums[i + 7])
-#define BITLAB_SUMS_32(i) BITLAB_SUMS_8(i), BITLAB_SUMS_8(i + 8), BITLAB_SUMS_8(i + 16), BITLAB_SUMS_8(i + 24)
-#define BITLAB_PRODUCT_OPERANDS "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "l"(columns)
-#define BITLAB_PRODUCT(n, registers, operands)                 \
-  "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n" \
-  "wgmma.mma_async.sync.aligned.m64n" n "k32.s32.u8.s8 {" registers "}, " operands ", accumulate;\n}"
+// tiles of 8 columns as there. Both belong to the product until it has been waited for. Of bfloat16 or float16 instead,
+// sums [64 rows, kColumns] += weights [64, 16] * activations [16, kColumns] in float32: a register holds two neighbours
+// of K.
+#define BITLAB_SUMS_8(type, i)                                                                                  \
+  type(sums[i]), type(sums[i + 1]), type(sums[i + 2]), type(sums[i + 3]), type(sums[i + 4]), type(sums[i + 5]), \
+      type(sums[i + 6]), type(sums[i + 7])
+#define BITLAB_SUMS_16(type) BITLAB_SUMS_8(type, 0), BITLAB_SUMS_8(type, 8)
+#define BITLAB_SUMS_32(type) BITLAB_SUMS_16(type), BITLAB_SUMS_8(type, 16), BITLAB_SUMS_8(type, 24)
+#define BITLAB_SUMS_40(type) BITLAB_SUMS_32(type), BITLAB_SUMS_8(type, 32)
+#define BITLAB_SUMS_48(type) BITLAB_SUMS_40(type), BITLAB_SUMS_8(type, 40)
+#define BITLAB_SUMS_64(type) BITLAB_SUMS_48(type), BITLAB_SUMS_8(type, 48), BITLAB_SUMS_8(type, 56)
+#define BITLAB_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BITLAB_NAMES_32 \
+  BITLAB_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BITLAB_NAMES_40 BITLAB_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define BITLAB_NAMES_48 BITLAB_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define BITLAB_NAMES_64 \
+  BITLAB_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BITLAB_PRODUCT(shape, modes, type, count, c0, c1, c2, c3, matrix)                                            \
+  asm volatile(                                                                                                      \
+      "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"                                                   \
+      "wgmma.mma_async.sync.aligned." shape " {" BITLAB_NAMES_##count "}, {" c0 ", " c1 ", " c2 ", " c3 "}, " matrix \
+                                                                      ", accumulate" modes ";\n}"                    \
+      : BITLAB_SUMS_##count(type)                                                                                    \
+      : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "l"(columns))
+#define BITLAB_INT8(columns, count, ...) BITLAB_PRODUCT("m64n" columns "k32.s32.u8.s8", "", "+r", count, __VA_ARGS__)
+#define BITLAB_FLOAT(columns, type, count, ...) \
+  BITLAB_PRODUCT("m64n" columns "k16.f32." type "." type, ", 1, 1, 0", "+f", count, __VA_ARGS__)
 
-template <int kColumns>
-__device__ __forceinline__ void multiply_async(int (&sums)[kColumns / 2], const uint32_t (&codes)[4],
+template <typename Value, int kColumns, typename Sum>
+__device__ __forceinline__ void multiply_async(Sum (&sums)[kColumns / 2], const uint32_t (&codes)[4],
                                                uint64_t columns) {
-  if constexpr (kColumns == 32) {
-    asm volatile(BITLAB_PRODUCT("32", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",
-                                "{%16, %17, %18, %19}, %20")
-                 : BITLAB_SUMS_8(0), BITLAB_SUMS_8(8)
-                 : BITLAB_PRODUCT_OPERANDS);
-  } else if constexpr (kColumns == 64) {
-    asm volatile(BITLAB_PRODUCT("64",
-                                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31",
-                                "{%32, %33, %34, %35}, %36")
-                 : BITLAB_SUMS_32(0)
-                 : BITLAB_PRODUCT_OPERANDS);
-  } else if constexpr (kColumns == 128) {
-    asm volatile(BITLAB_PRODUCT("128",
-                                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                                "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                                "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63",
-                                "{%64, %65, %66, %67}, %68")
-                 : BITLAB_SUMS_32(0), BITLAB_SUMS_32(32)
-                 : BITLAB_PRODUCT_OPERANDS);
+  if constexpr (std::is_same_v<Value, int8_t>) {
+    if constexpr (kColumns == 32) {
+      BITLAB_INT8("32", 16, "%16", "%17", "%18", "%19", "%20");
+    } else if constexpr (kColumns == 64) {
+      BITLAB_INT8("64", 32, "%32", "%33", "%34", "%35", "%36");
+    } else if constexpr (kColumns == 80) {
+      BITLAB_INT8("80", 40, "%40", "%41", "%42", "%43", "%44");
+    } else if constexpr (kColumns == 96) {
+      BITLAB_INT8("96", 48, "%48", "%49", "%50", "%51", "%52");
+    } else {
+      static_assert(kColumns == 128, "no product of so many columns");
+      BITLAB_INT8("128", 64, "%64", "%65", "%66", "%67", "%68");
+    }
+  } else if constexpr (std::is_same_v<Value, __nv_bfloat16>) {
+    if constexpr (kColumns == 80) {
+      BITLAB_FLOAT("80", "bf16", 40, "%40", "%41", "%42", "%43", "%44");
+    } else {
+      static_assert(kColumns == 128, "no product of so many columns");
+      BITLAB_FLOAT("128", "bf16", 64, "%64", "%65", "%66", "%67", "%68");
+    }
   } else {
-    static_assert(kColumns == 0, "no product of so many columns");
+    if constexpr (kColumns == 80) {
+      BITLAB_FLOAT("80", "f16", 40, "%40", "%41", "%42", "%43", "%44");
+    } else {
+      static_assert(kColumns == 128, "no product of so many columns");
+      BITLAB_FLOAT("128", "f16", 64, "%64", "%65", "%66", "%67", "%68");
+    }
   }
 }
 
 #undef BITLAB_SUMS_8
+#undef BITLAB_SUMS_16
 #undef BITLAB_SUMS_32
-
-// sums [64 rows, 128] += weights [64, 16] * activations [16, 128], of bfloat16 or float16, in float32. A register holds
-// two neighbours of K, otherwise as above.
-#define BITLAB_SUMS_8(i)                                                                                        \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
-      "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define BITLAB_SUMS_32(i) BITLAB_SUMS_8(i), BITLAB_SUMS_8(i + 8), BITLAB_SUMS_8(i + 16), BITLAB_SUMS_8(i + 24)
-#define BITLAB_FLOAT_PRODUCT(type)                                                        \
-  asm volatile(                                                                           \
-      "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"                        \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                        \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
-      "{%64, %65, %66, %67}, %68, accumulate, 1, 1, 0;\n}"                                \
-      : BITLAB_SUMS_32(0), BITLAB_SUMS_32(32)                                             \
-      : BITLAB_PRODUCT_OPERANDS)
-
-template <typename Value>
-__device__ __forceinline__ void multiply_async(float (&sums)[64], const uint32_t (&codes)[4], uint64_t columns) {
-  if constexpr (std::is_same_v<Value, __nv_bfloat16>) {
-    BITLAB_FLOAT_PRODUCT("bf16");
-  } else {
-    BITLAB_FLOAT_PRODUCT("f16");
-  }
-}
-
-#undef BITLAB_SUMS_8
-#undef BITLAB_SUMS_32
-#undef BITLAB_PRODUCT_OPERANDS
+#undef BITLAB_SUMS_40
+#undef BITLAB_SUMS_48
+#undef BITLAB_SUMS_64
+#undef BITLAB_NAMES_16
+#undef BITLAB_NAMES_32
+#undef BITLAB_NAMES_40
+#undef BITLAB_NAMES_48
+#undef BITLAB_NAMES_64
 #undef BITLAB_PRODUCT
-#undef BITLAB_FLOAT_PRODUCT
+#undef BITLAB_INT8
+#undef BITLAB_FLOAT
 
 // Barriers in shared memory: a phase ends when `arrivals` threads have arrived and all bytes announced have come.
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
@@ -148,20 +150,37 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
                : "memory");
 }
 
-__device__ __forceinline__ void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+// Says that this block has started and initialized its barriers; waits for all of the cluster to have said so.
+__device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The four ints at `address` of this block's shared memory, in that of block `rank` of the cluster.
-__device__ __forceinline__ int4 load_of_block(uint32_t address, uint32_t rank) {
-  int4 v;
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
-      "ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [there];\n}"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "r"(address), "r"(rank)
-      : "memory");
-  return v;
+__device__ __forceinline__ int rank_in_cluster() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Of all clusters of the grid along z; without clusters, blockIdx.z.
+__device__ __forceinline__ int cluster_along_z() {
+  int cluster;
+  asm("mov.u32 %0, %%clusterid.z;" : "=r"(cluster));
+  return cluster;
+}
+
+// Where `address` of this block's shared memory is in that of block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t address, int rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+// Stores 16 bytes in another block of the cluster, and counts them at its `barrier`.
+__device__ __forceinline__ void send(uint32_t to, int4 v, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+               : "memory");
 }
 
 // Two or four 8x8 matrices of two bytes, each stored with rows and columns exchanged; lane L names row L % 8 of matrix

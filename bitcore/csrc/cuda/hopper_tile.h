@@ -1,0 +1,105 @@
+// Which tile of hopper.cu serves a call, by what its blocks ask of a multiprocessor.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "rows.cuh"
+
+namespace bitlab::cuda {
+
+constexpr int kHopperGroups = 2;  // warpgroups of a block
+
+constexpr int kMostSplits = 8;  // blocks that any GPU with clusters can start together
+
+// What fits the dimensions of a grid.
+inline bool hopper_can_serve(const Linear& linear) {
+  int64_t rows = 0;
+  for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
+  return linear.group_size == 0 && linear.m < 1 << 24 && rows < 1 << 22;
+}
+
+// Where blocks share K, each gets the sums of every splits-th eight tokens, all digits together: so many times eight
+// columns at most.
+constexpr int most_own_eights(int columns, int digits, int splits) {
+  return (columns / 8 + digits * splits - 1) / (digits * splits) * digits;
+}
+
+constexpr int kSentSumBytes = 128 * kHopperGroups * 16;  // of eight columns and a row tile of each warpgroup
+
+// Of shared memory in which a block receives the sums of the others.
+constexpr int received_bytes(const HopperTile& tile, int digits) {
+  return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * tile.row_tiles * kSentSumBytes;
+}
+
+constexpr int kMostReceivedBytes = 112 * 1024;  // leaves room for two stages of activations
+
+// Blocks of a tile that share a multiprocessor.
+constexpr int hopper_resident(int columns, int row_tiles) { return row_tiles == 1 && columns <= 64 ? 2 : 1; }
+
+inline int64_t hopper_token_tiles(const Linear& linear, int digits, int columns) {
+  const int64_t tokens = columns / digits;
+  return (linear.m + tokens - 1) / tokens;
+}
+
+inline int64_t hopper_blocks(const Linear& linear, int digits, const HopperTile& tile) {
+  return row_tiles(linear, 128 * tile.row_tiles).count * hopper_token_tiles(linear, digits, tile.columns) * tile.splits;
+}
+
+// Blocks that run at once. Clusters do not fill the last places of the groups that multiprocessors are built in.
+inline int64_t hopper_blocks_at_once(const Device& device, int splits, int resident) {
+  constexpr int kOf132[kMostSplits] = {132, 132, 117, 120, 110, 102, 105, 120};  // as an H200 says of clusters of 1..8
+  return int64_t{device.multiprocessors} * kOf132[splits - 1] / 132 * resident / splits * splits;
+}
+
+// About the cycles that a call takes: a fit to measurements on an H200 with 64 to 4,096 tokens.
+inline int64_t hopper_cost(const Linear& linear, int digits, bool floating, const HopperTile& tile,
+                           const Device& device) {
+  const int64_t chunks = chunks_of(linear.format, linear.k, 4), size = tile.row_tiles * tile.columns;
+  const int64_t products = 64 * weights_per_byte(linear.format) * size / (floating ? 16 : 32);
+  const int64_t blocks = hopper_blocks(linear, digits, tile);
+  const int resident = hopper_resident(tile.columns, tile.row_tiles);
+  const int64_t at_once = hopper_blocks_at_once(device, tile.splits, resident);
+  const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
+  // Blocks that start together end together, but not after several turns.
+  const int64_t half_turns = blocks <= 2 * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
+  int64_t chunk = (products + (tile.row_tiles == 1 ? 350 : 512)) * (alone ? 1 : resident);
+  if (tile.columns < 128 && tile.row_tiles == 1 && chunk < 1000) chunk = 1000;  // waits for its own products
+  const int64_t ends = (1500 + 30 * size + (tile.splits > 1 ? 700 + 30 * size : 0)) * (alone ? 5 : 6) / 5;
+  return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
+}
+
+// Tiles of 256 rows and fewer than 128 columns are compiled for the common case alone.
+inline bool has_all_hopper_tiles(const Linear& linear) {
+  return linear.format == Format::k2Bit && rows_are_aligned(linear, bytes_of_row(linear));
+}
+
+// The cheapest of the tiles that there are.
+inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, const Device& device) {
+  HopperTile best = {};
+  int64_t best_cost = INT64_MAX;
+  const auto consider = [&](int columns, int row_tiles) {
+    const int64_t blocks = hopper_blocks(linear, digits, {columns, row_tiles, 1});
+    const int64_t most = std::min<int64_t>(kMostSplits, chunks_of(linear.format, linear.k, 4));
+    for (int splits = 1; splits == 1 || (splits <= most && blocks * splits <= 2 * device.multiprocessors); ++splits) {
+      const HopperTile tile = {columns, row_tiles, splits};
+      if (floating && splits > 1) break;
+      if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
+      const int64_t cost = hopper_cost(linear, digits, floating, tile, device);
+      if (cost < best_cost) best = tile, best_cost = cost;
+    }
+  };
+  consider(128, 1);
+  consider(128, 2);
+  if (!floating) {
+    consider(32, 1);
+    consider(64, 1);
+  }
+  if (has_all_hopper_tiles(linear)) {
+    consider(80, 2);
+    if (!floating) consider(96, 2);
+  }
+  return best;
+}
+
+}  // namespace bitlab::cuda
