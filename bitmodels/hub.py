@@ -7,7 +7,7 @@ from pathlib import Path
 from bitcore.exceptions import CheckpointError, DependencyError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("*token*.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.*")
 
 

@@ -63,6 +63,27 @@ def test_logits_equal_transformers(
         assert torch.equal(model(tokens), got)
 
 
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": [5, 9]}, (5, 9)),
+        ({"eos_token_id": 5}, 5),
+        ({"eos_token_id": None, "do_sample": True}, (2, 3)),
+        ({"eos_token_id": "</s>"}, r"(?s)generation_config.json: .*eos_token_id"),
+        ([], "generation_config.json holds a list"),
+    ],
+)
+def test_generation_config_says_what_ends_a_text(generation: Any, expected: Any, tmp_path: Path) -> None:
+    """As transformers has it: BitNet b1.58 2B4T names <|eot_id|>, which ends a chat, there alone."""
+    directory = write_checkpoint(tmp_path, random_model("llama", torch.float32), CLASSES["bitlinear"])
+    (directory / "generation_config.json").write_text(json.dumps(generation))
+    if isinstance(expected, str):
+        with pytest.raises(CheckpointError, match=expected):
+            AutoBitModel.from_pretrained(directory)
+    else:
+        assert AutoBitModel.from_pretrained(directory).config.eos_token_id == expected
+
+
 @pytest.mark.parametrize("architecture", ["llama", "bitnet"])
 @pytest.mark.parametrize("linear_class", CLASSES)
 @torch.no_grad()
