@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -128,9 +129,9 @@ def _sampling(temperature: float | None, top_k: int | None, top_p: float | None,
 
 def _shown(tokens: "Iterator[torch.Tensor]", prompted: int, tokenizer: Any, quiet: bool) -> dict[str, Any]:
     """Prints tokens as they come, and their rates at the end, also when interrupted. Returns all of that."""
-    from bitcli.text import TextStream
+    from bitmodels.text_stream import TextStream
 
-    stream = None if tokenizer is None else TextStream(tokenizer)
+    stream = None if tokenizer is None else TextStream(partial(tokenizer.decode, skip_special_tokens=True))
     made: list[int] = []
     seconds: list[float] = []
     try:

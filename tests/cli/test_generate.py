@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_models import CONTEXT, Models, Run, byte_tokenizer
 
-from bitcli.text import TextStream
 from bitcore.kernels import KernelRegistry
 
 PROMPT = "hé"
@@ -173,18 +172,3 @@ def test_a_folder_without_a_model_is_no_matter_of_the_tokenizer(run: Run, tmp_pa
     result = run("generate", tmp_path, "-p", "x")
     assert result.exit_code == 2
     assert "has notes.txt, expected model.safetensors" in result.stderr
-
-
-def test_characters_come_when_all_their_bytes_are_there() -> None:
-    tokenizer = byte_tokenizer()
-    text = "aé€😀he\n"
-    stream = TextStream(tokenizer)
-    tokens = tokenizer.encode(text)
-    pieces = [stream.add(token) for token in tokens]
-    assert [piece for piece in pieces if piece] == ["a", "é", "€", "😀", "he", "\n"]
-    assert len(pieces) > 6
-    assert stream.end() == ""
-    for token in tokenizer.encode("€")[:2]:
-        assert stream.add(token) == ""
-    assert set(stream.end()) == {"\ufffd"}
-    assert stream.text.startswith(text)

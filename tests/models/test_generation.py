@@ -169,6 +169,13 @@ def test_a_generator_repeats_what_is_drawn() -> None:
         ([[1]], {"top_k": 0, "do_sample": True}, ArgumentError, "top_k is 0"),
         ([[1]], {"pad_token_id": 50}, ArgumentError, "pad_token_id is 50"),
         ([[1]], {"stop_strings": [""], "tokenizer": LetterTokenizer()}, ArgumentError, "no empty string"),
+        ([[1]], {"stop_strings": [5], "tokenizer": LetterTokenizer()}, ArgumentError, r"\[5\], expected strings"),
+        (
+            [[1]],
+            {"stop_strings": "a", "tokenizer": "gpt2"},
+            ArgumentError,
+            "tokenizer is 'gpt2', expected the tokenizer",
+        ),
         ([[1]], {"attention_mask": torch.ones(1, 1)}, ArgumentError, "lists need no padding"),
         (torch.tensor([[1]]), {"attention_mask": torch.ones(1, 2)}, ShapeError, "attention_mask is of shape"),
         (
