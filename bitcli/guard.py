@@ -21,7 +21,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        with _warnings_as_sentences():
+        from bitcore.broken_pipe import quiet_without_a_reader
+
+        with quiet_without_a_reader(), _warnings_as_sentences():
             try:
                 command(*args, **kwargs)
             except (typer.Exit, typer.BadParameter, BrokenPipeError):

@@ -86,13 +86,24 @@ def test_the_entry_point_is_there() -> None:
         (OSError("disk on fire"), 2, "error: disk on fire\n"),
         (KeyError("x"), 3, "error: KeyError: 'x' (not foreseen: --debug shows where it comes from)\n"),
         (KeyboardInterrupt(), 130, ""),
-        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
         (ArgumentError("x", "[bold]", "no markup"), 2, "error: x is [bold], expected no markup\n"),
     ],
 )
 def test_an_error_is_a_sentence_and_an_exit_code(error: BaseException, exit_code: int, message: str) -> None:
     result = CliRunner().invoke(failing(error), [])
     assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", message)
+
+
+@pytest.mark.parametrize("arguments", [["bitcore"], ["bitcli", "info"], ["bitcli", "info", "--json"]])
+def test_output_that_nobody_reads_ends_it_quietly(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as `| head` does once it has its lines
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *arguments]
+    result = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 def test_a_wrong_config_is_a_sentence() -> None:
