@@ -14,18 +14,17 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
-from bitcore.packing import packed_columns
 from bitlayers import BitLayer
 from bitmodels.adapters import ForeignModel, adapt
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
+from bitmodels.head_conversion import pack_rows
 from bitmodels.meta_device import on_meta_device
 from bitmodels.progress import tracked
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
 
 PART_ROWS = 4096  # of a table, read together
-QUANTIZED_ROWS = 256  # quantized together: their float32 copy stays in a core's cache
 
 
 def load_foreign(
@@ -118,13 +117,7 @@ def _packed(
 ) -> tuple[PackedWeight, BitQuantConfig]:
     """What is read in floating point, quantized or found ternary, and `config` with its granularity."""
     if config.weight_dtype != "ternary":
-        packed = torch.empty(weight.shape[0], packed_columns(weight.shape[1], config.packed_format), dtype=torch.uint8)
-        scales = []
-        for rows, some in incoming.parts():
-            parts = [PackedWeight.from_float(part, config) for part in torch.split(some, QUANTIZED_ROWS)]
-            torch.cat([part.packed for part in parts], out=packed[rows])
-            scales += [part.scale for part in parts]
-        return PackedWeight(packed, torch.cat(scales), None, weight.shape[1]), config
+        return pack_rows(incoming.parts(), (weight.shape[0], weight.shape[1]), config), config
     if floats == "master":
         return PackedWeight.from_float(weight, config), config
     if floats == "none":

@@ -375,7 +375,7 @@ def test_what_is_no_dtype_of_floats_is_refused(wrong: Any, tmp_path: Path) -> No
 
 def test_options_for_foreign_models_are_refused_for_our_own(tmp_path: Path) -> None:
     make("llama").deploy().save_pretrained(tmp_path)
-    for options in ({"head_dtype": "int4"}, {"deploy": False}, {"quant_config": BitQuantConfig()}):
+    for options in ({"deploy": False}, {"quant_config": BitQuantConfig()}):
         with pytest.raises(ArgumentError, match="the checkpoint is BitLab's own"):
             AutoBitModel.from_pretrained(tmp_path, **options)
     loaded = AutoBitModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
