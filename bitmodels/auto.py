@@ -10,9 +10,10 @@ from bitcore.exceptions import ArgumentError, DtypeError
 from bitmodels.base import BitModelBase, BitModelConfig
 from bitmodels.checkpoint import is_own, read_config
 from bitmodels.foreign_loading import load_foreign
-from bitmodels.formats import open_checkpoint
+from bitmodels.formats import HuggingFaceCheckpoint, open_checkpoint
 from bitmodels.head_conversion import convert_head
 from bitmodels.hub import local_path
+from bitmodels.plugin_loading import load_plugin_checkpoint
 from bitmodels.registry import MODEL_REGISTRY, model_class
 from bitmodels.transformer import BitTransformerModel
 
@@ -74,16 +75,24 @@ class AutoBitModel:
                 expected = "neither of them: the checkpoint is BitLab's own, and says what it holds"
                 raise ArgumentError("quant_config, deploy", (quant_config, deploy), expected)
             model = model_class(read_config(path).model_type).from_pretrained(path)
-            if head_dtype is not None:
-                if not isinstance(model, BitTransformerModel):
-                    raise ArgumentError("head_dtype", head_dtype, f"None: a {model.model_type} is no language model")
-                convert_head(model, head_dtype, dtype)
-            return model if dtype is None else model.to(dtype)
-        return load_foreign(
-            open_checkpoint(path), dtype=dtype, head_dtype=head_dtype, quant_config=quant_config, deploy=deploy
-        )
+            return _changed(model, head_dtype, dtype)
+        checkpoint = open_checkpoint(path)
+        if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.layers is not None:
+            if quant_config is not None:
+                raise ArgumentError("quant_config", quant_config, "None: the checkpoint says what each layer is")
+            return _changed(load_plugin_checkpoint(checkpoint, deploy=deploy), head_dtype, dtype)
+        return load_foreign(checkpoint, dtype=dtype, head_dtype=head_dtype, quant_config=quant_config, deploy=deploy)
 
     @staticmethod
     def list_models() -> list[str]:
         """The names of the registered models."""
         return sorted(MODEL_REGISTRY)
+
+
+def _changed(model: BitModelBase, head_dtype: str | None, dtype: torch.dtype | None) -> BitModelBase:
+    """`model` with another head and in another dtype, where they are given."""
+    if head_dtype is not None:
+        if not isinstance(model, BitTransformerModel):
+            raise ArgumentError("head_dtype", head_dtype, f"None: a {model.model_type} is no language model")
+        convert_head(model, head_dtype, dtype)
+    return model if dtype is None else model.to(dtype)

@@ -48,8 +48,7 @@ def load_foreign(
         )
     foreign = adapt(checkpoint)
     config = foreign.config
-    if config.num_layers > len(checkpoint.entries):  # before they are built
-        raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
+    check_layer_count(checkpoint, config)
     if head_dtype is not None:
         config = BitTransformerConfig.model_validate({**config.model_dump(), "head_dtype": head_dtype})
     with on_meta_device():
@@ -65,6 +64,12 @@ def load_foreign(
         except ArgumentError as error:
             raise CheckpointError(f"{checkpoint.path}: {foreign_name}: {error}") from error
     return model
+
+
+def check_layer_count(checkpoint: Checkpoint, config: BitTransformerConfig) -> None:
+    """Raises CheckpointError for more layers than tensors, before they are built."""
+    if config.num_layers > len(checkpoint.entries):
+        raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
 
 
 class _Incoming:
