@@ -121,10 +121,11 @@ def start_generation(
     for token in eos_token_ids:
         if not isinstance(token, SupportsIndex):
             raise ArgumentError("eos_token_id", repr(token), "a token, or several")
-    candidates = (pad_token_id, config.pad_token_id, *eos_token_ids, 0)
-    pad = next(token for token in candidates if token is not None)
-    if not 0 <= pad < config.vocab_size:
-        raise ArgumentError("pad_token_id", pad, f"a token of 0 to {config.vocab_size - 1}, the vocabulary")
+    pad = config.pad_token_id if pad_token_id is None else pad_token_id
+    if pad is None:
+        pad = next((token for token in eos_token_ids if 0 <= token < config.vocab_size), 0)
+    if not isinstance(pad, SupportsIndex) or not 0 <= pad < config.vocab_size:
+        raise ArgumentError("pad_token_id", repr(pad), f"a token of 0 to {config.vocab_size - 1}, the vocabulary")
     prompts = Prompts.of(input_ids, attention_mask, pad, config.vocab_size)
     batch_size, length = prompts.input_ids.shape
     room = _room(config.max_length, length, max_new_tokens)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitcli.options import Device, GgufFile, Json, Kernel, Model, Revision, Threads, TokenizerPath
+from bitcli.options import Device, GgufFile, Json, Kernel, Model, Revision, Seed, Threads, TokenizerPath
 from bitcli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def generate(
             min=0.0, max=1.0, show_default=False, help="Draw from the fewest that have this probability together."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(show_default=False, help="Of the random numbers.")] = None,
+    seed: Seed = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", show_default=False, help="End after this text. Can be given several times."),

@@ -116,6 +116,7 @@ def test_kernel_and_threads_hold_for_the_command_alone(made: Models, run_json: R
         ("trained", ["-p", "x", "--device", "tpu"], "--device is 'tpu', expected cpu, cuda"),
         ("trained", ["-p", "x", "--device", "meta"], "--device is 'meta', expected cpu, cuda"),
         ("trained", ["-p", "x", "--temperature", "0", "--top-k", "3"], "leave out --top-k"),
+        ("trained", ["-p", "x", "--seed", "99999999999999999999"], "Invalid value for '--seed'"),
         ("trained", ["-p", "x", "--token-ids"], "--prompt is 'x', expected token ids"),
         ("trained", ["-p", "999", "--token-ids"], "expected tokens of 0 to 257"),
         ("deployed", ["-p", "x"], "expected --tokenizer PATH, or --token-ids"),
