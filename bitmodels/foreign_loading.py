@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bitcore.checks import check_config
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
@@ -40,8 +41,10 @@ def load_foreign(
     Raises:
         CheckpointError: the architecture is unknown, tensors are missing, unexpected, misshapen or damaged, or are not
             what the model needs.
-        ArgumentError, ConfigError: `quant_config` is not of ternary weights, or there is no such `head_dtype`.
+        ArgumentError, ConfigError: `quant_config` is none, or not of ternary weights, or there is no such `head_dtype`.
     """
+    if quant_config is not None:
+        check_config(quant_config)
     if quant_config is not None and quant_config.weight_dtype != "ternary":
         raise ArgumentError(
             "quant_config.weight_dtype", quant_config.weight_dtype, "ternary, as the checkpoint's weights"

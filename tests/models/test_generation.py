@@ -177,6 +177,8 @@ def test_a_generator_repeats_what_is_drawn() -> None:
             "tokenizer is 'gpt2', expected the tokenizer",
         ),
         ([[1]], {"attention_mask": torch.ones(1, 1)}, ArgumentError, "lists need no padding"),
+        (torch.tensor([[1]]), {"attention_mask": [[1]]}, ArgumentError, "attention_mask is a list, expected a tensor"),
+        ([[1]], {"max_tokens": 3}, ArgumentError, "generate is given max_tokens, expected only .* max_new_tokens, "),
         (torch.tensor([[1]]), {"attention_mask": torch.ones(1, 2)}, ShapeError, "attention_mask is of shape"),
         (
             torch.tensor([[1]]),
