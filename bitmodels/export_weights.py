@@ -9,7 +9,7 @@ from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import dequantize
 from bitlayers import BitLayer
 
-PART_ROWS = 4096
+PART_ROWS = 4096  # of a table, read or unpacked together
 
 
 def packed_weight(layer: BitLayer) -> PackedWeight:

@@ -17,6 +17,7 @@ from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLayer
 from bitmodels.adapters import ForeignModel, adapt
+from bitmodels.export_weights import PART_ROWS
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
 from bitmodels.head_conversion import pack_rows
@@ -24,8 +25,6 @@ from bitmodels.meta_device import on_meta_device
 from bitmodels.progress import tracked
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
-
-PART_ROWS = 4096  # of a table, read together
 
 
 def load_foreign(

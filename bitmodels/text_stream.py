@@ -6,6 +6,8 @@ whose text was given last, and what that adds is new.
 """
 
 from collections.abc import Callable, Sequence
+from operator import index
+from typing import SupportsIndex
 
 UNFINISHED = "\ufffd"  # what a decoder makes of a byte that belongs to no character, or not yet to one
 LONGEST_UNFINISHED = 3  # bytes
@@ -32,9 +34,9 @@ class TextStream:
         """All that was given."""
         return "".join(self._pieces)
 
-    def add(self, token: int) -> str:
+    def add(self, token: SupportsIndex) -> str:
         """The text that `token` completes."""
-        self._piece.append(token)
+        self._piece.append(index(token))
         text = self._piece_text()
         unfinished = min(len(text) - len(text.rstrip(UNFINISHED)), LONGEST_UNFINISHED)
         new = self._give(text[: len(text) - unfinished])

@@ -76,7 +76,7 @@ def test_bytes_that_never_became_a_character_come_at_the_end() -> None:
     tokenizer = real_tokenizer("byte level")
     stream = TextStream(tokenizer.decode)
     *ids, _ = tokenizer.encode("a€").ids
-    assert [stream.add(token) for token in ids] == ["a", "", ""]
+    assert [stream.add(token) for token in torch.tensor(ids)] == ["a", "", ""]
     assert stream.end() == UNFINISHED
     assert stream.end() == ""
     assert stream.text == f"a{UNFINISHED}"
