@@ -52,8 +52,8 @@ def convert(
 ) -> None:
     """Write a model in BitLab's own format, ready to run: config.json, model.safetensors, and its tokenizer.
 
-    SRC may be Hugging Face bitnet, ternary floats or GGUF, or a BitLab model in training, which is deployed: its
-    weights are quantized and packed.
+    SRC may be Hugging Face bitnet, ternary floats or GGUF, or a BitLab model; one in training is deployed: its weights
+    are quantized and packed.
     """
     import torch
 
