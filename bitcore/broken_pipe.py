@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 WITHOUT_A_READER = 128 + 13  # as shells have it for a program that SIGPIPE ended
 
@@ -22,6 +23,6 @@ def quiet_without_a_reader() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        with suppress(OSError):  # a stdout that is no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:  # a stdout that is no file has no number
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python flushes it once more at its end
         raise SystemExit(WITHOUT_A_READER) from None
