@@ -213,9 +213,9 @@ def test_an_end_token_that_no_model_says_does_not_fill_rows() -> None:
     """As of a tokenizer with more tokens than the model."""
     model = make("llama").deploy()
     free = model.generate([[1, 2]], max_new_tokens=8)[0].tolist()
-    for ends in ([50], [50, -1, free[3]]):
+    for ends, padding in (([50], 0), ([50, -1, free[3]], free[3])):
         rows = model.generate([[1, 2], [5, 6, 7]], max_new_tokens=8, eos_token_id=ends)
-        assert rows[0, 0] == ends[2] if len(ends) > 1 else rows[0, 0] == 0
+        assert rows[0, 0] == padding
 
 
 def test_without_a_limit_the_context_is_filled() -> None:
