@@ -36,5 +36,5 @@ def bitlab(
     """Train, pack and run 1.58-bit networks: measure, inspect, convert, run and check models.
 
     Exit codes: 0 done; 1 `verify` found a difference; 2 wrong usage or input; 3 an error that was not foreseen;
-    130 interrupted.
+    130 interrupted; 141 nobody read the output, as in `bitlab info | head -1`.
     """

@@ -12,6 +12,7 @@ import typer
 from bitcli.output import say
 
 WRONG_INPUT, UNFORESEEN = 2, 3
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # in the RuntimeError that torch raises where a CPU's memory ends
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from, as a traceback.")]
 
@@ -21,7 +22,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        with _warnings_as_sentences():
+        from bitcore.broken_pipe import quiet_without_a_reader
+
+        with quiet_without_a_reader(), _warnings_as_sentences():
             try:
                 command(*args, **kwargs)
             except (typer.Exit, typer.BadParameter, BrokenPipeError):
@@ -42,6 +45,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
+    import torch
+
     from bitcore.exceptions import BitLabError, ConfigError
 
     wrong_fields = next((each for each in (error, error.__cause__) if isinstance(each, ConfigError)), None)
@@ -52,6 +57,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"{error.filename}: {error.strerror}", WRONG_INPUT
     if isinstance(error, (BitLabError, OSError)):
         return str(error), WRONG_INPUT
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or CPU_ALLOCATOR in str(error):
+        return f"not enough memory: {error}", WRONG_INPUT
     return f"{type(error).__name__}: {error} (not foreseen: --debug shows where it comes from)", UNFORESEEN
 
 

@@ -32,6 +32,10 @@ Kernel = Annotated[
     str | None,
     typer.Option(metavar="NAME", show_default=False, help="The only kernel that may serve. Default: the best one."),
 ]
+Seed = Annotated[  # as torch.Generator takes it
+    int | None,
+    typer.Option(min=-(2**63), max=2**64 - 1, show_default=False, help="Of the random numbers. Default: a new one."),
+]
 TokenizerPath = Annotated[
     str | None,
     typer.Option(metavar="PATH", show_default=False, help="Where the tokenizer lies. Default: beside the model."),

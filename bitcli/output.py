@@ -14,7 +14,16 @@ Item = TypeVar("Item")
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 WIDTH_OF_FILES = 160  # of tables that go to a file or a pipe
 
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class PipedConsole(Console):
+    """A Console that leaves a pipe without a reader to `guarded`, and its exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the BrokenPipeError is handled."""
+        raise  # noqa: PLE0704
+
+
+stderr = PipedConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
 def say(kind: str, message: str) -> None:
@@ -61,5 +70,5 @@ def size(nbytes: float) -> str:
 
 
 def _stdout() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH_OF_FILES)
+    console = PipedConsole(highlight=False)
+    return console if console.is_terminal else PipedConsole(highlight=False, width=WIDTH_OF_FILES)

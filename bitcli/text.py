@@ -6,8 +6,6 @@ from typing import Any
 from bitcore.exceptions import ArgumentError
 from bitmodels.transformer import BitTransformerConfig
 
-UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
-
 
 def prompt_ids(text: str, tokenizer: Any, chat: bool) -> list[int]:
     """The tokens of a prompt; without a tokenizer it is numbers.
@@ -33,29 +31,3 @@ def end_tokens(config: BitTransformerConfig, tokenizer: Any) -> list[int]:
     own = config.eos_token_id
     tokens = [*(own if isinstance(own, tuple) else (own,)), getattr(tokenizer, "eos_token_id", None)]
     return sorted({token for token in tokens if token is not None})
-
-
-class TextStream:
-    """Turns tokens into text, and holds back a character until all of its bytes are there."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self.text = ""
-
-    def add(self, token: int) -> str:
-        """The text that `token` completes."""
-        self._token_ids.append(token)
-        text = self._decoded()
-        return "" if text.endswith(UNFINISHED) else self._become(text)
-
-    def end(self) -> str:
-        """What is left: bytes that never became a character."""
-        return self._become(self._decoded())
-
-    def _decoded(self) -> str:
-        return str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True))
-
-    def _become(self, text: str) -> str:
-        new, self.text = text[len(self.text) :], text
-        return new

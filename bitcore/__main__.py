@@ -1,5 +1,6 @@
 """`python -m bitcore`: what this machine has and which kernel each common config gets."""
 
+from bitcore.broken_pipe import quiet_without_a_reader
 from bitcore.config import BitQuantConfig
 from bitcore.kernels import KernelRegistry
 from bitcore.machine_report import DTYPES, machine_report
@@ -21,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_without_a_reader():
+        main()

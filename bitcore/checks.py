@@ -27,9 +27,11 @@ def check_registration(argument: str, candidate: object, base: type, name: str, 
     Running the same definition again (a notebook cell) makes another class that takes the place of the first.
 
     Raises:
-        ArgumentError: `candidate`, which the decorator calls `argument`, is no subclass of `base`, or another class,
-            `taken`, has the name.
+        ArgumentError: `candidate`, which the decorator calls `argument`, is no subclass of `base`, the name is none, or
+            another class, `taken`, has it.
     """
+    if not isinstance(name, str) or not name:
+        raise ArgumentError("name", repr(name), "a string")
     if not (isinstance(candidate, type) and issubclass(candidate, base)):
         raise ArgumentError(argument, candidate, f"a subclass of {base.__name__}")
     if taken is None or (taken.__module__, taken.__qualname__) == (candidate.__module__, candidate.__qualname__):

@@ -10,9 +10,12 @@ from bitcore.exceptions import ArgumentError, DtypeError
 from bitmodels.base import BitModelBase, BitModelConfig
 from bitmodels.checkpoint import is_own, read_config
 from bitmodels.foreign_loading import load_foreign
-from bitmodels.formats import open_checkpoint
+from bitmodels.formats import HuggingFaceCheckpoint, open_checkpoint
+from bitmodels.head_conversion import convert_head
 from bitmodels.hub import local_path
+from bitmodels.plugin_loading import load_plugin_checkpoint
 from bitmodels.registry import MODEL_REGISTRY, model_class
+from bitmodels.transformer import BitTransformerModel
 
 
 class AutoBitModel:
@@ -47,7 +50,7 @@ class AutoBitModel:
         Args:
             path_or_repo: a directory, a GGUF file, or the "owner/name" of a repository on the Hugging Face hub.
             dtype: of what is not packed; None: as in the checkpoint, for GGUF float32 unless embeddings are bfloat16.
-            head_dtype: of a foreign model's embeddings and head: int8 and int4 quantize them. None: as they are.
+            head_dtype: of a language model's embeddings and head: int8 and int4 quantize them. None: as they are.
             quant_config: of a foreign model's ternary layers: storage format and activations; the granularity is the
                 checkpoint's own. None: 2bit, and activations as the model was trained: int8, or floating-point for
                 ternary floats without a quantization_config (TriLM).
@@ -59,24 +62,37 @@ class AutoBitModel:
             CheckpointError: nothing is there, the architecture or quantization is unknown, or the checkpoint is
                 damaged, incomplete or contradicts itself.
             ModelNotFoundError: BitLab's own config.json names a model that is not registered.
-            ArgumentError: an option for foreign models is given for one of BitLab's own.
-            DtypeError: `dtype` is no floating-point torch.dtype.
+            ArgumentError: an option for foreign models is given for one of BitLab's own; there is no such `head_dtype`,
+                or the model has no head that can be made so.
+            DtypeError: `dtype` is no floating-point torch.dtype, or cannot hold an int8 or int4 head as floats.
             DependencyError: a package that is needed is not installed.
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise DtypeError("dtype", repr(dtype), "a floating-point torch.dtype, such as torch.bfloat16")
         path = local_path(path_or_repo, revision, gguf_file)
         if path.is_dir() and gguf_file is None and is_own(path):
-            if head_dtype is not None or quant_config is not None or not deploy:
-                expected = "none of them: the checkpoint is BitLab's own, and says what it holds"
-                raise ArgumentError("head_dtype, quant_config, deploy", (head_dtype, quant_config, deploy), expected)
+            if quant_config is not None or not deploy:
+                expected = "neither of them: the checkpoint is BitLab's own, and says what it holds"
+                raise ArgumentError("quant_config, deploy", (quant_config, deploy), expected)
             model = model_class(read_config(path).model_type).from_pretrained(path)
-            return model if dtype is None else model.to(dtype)
-        return load_foreign(
-            open_checkpoint(path), dtype=dtype, head_dtype=head_dtype, quant_config=quant_config, deploy=deploy
-        )
+            return _changed(model, head_dtype, dtype)
+        checkpoint = open_checkpoint(path)
+        if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.layers is not None:
+            if quant_config is not None:
+                raise ArgumentError("quant_config", quant_config, "None: the checkpoint says what each layer is")
+            return _changed(load_plugin_checkpoint(checkpoint, deploy=deploy), head_dtype, dtype)
+        return load_foreign(checkpoint, dtype=dtype, head_dtype=head_dtype, quant_config=quant_config, deploy=deploy)
 
     @staticmethod
     def list_models() -> list[str]:
         """The names of the registered models."""
         return sorted(MODEL_REGISTRY)
+
+
+def _changed(model: BitModelBase, head_dtype: str | None, dtype: torch.dtype | None) -> BitModelBase:
+    """`model` with another head and in another dtype, where they are given."""
+    if head_dtype is not None:
+        if not isinstance(model, BitTransformerModel):
+            raise ArgumentError("head_dtype", head_dtype, f"None: a {model.model_type} is no language model")
+        convert_head(model, head_dtype, dtype)
+    return model if dtype is None else model.to(dtype)

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from bitcore.checks import config_or_default
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import CheckpointError, ConfigError, LayerStateError
+from bitcore.exceptions import ArgumentError, CheckpointError, ConfigError, LayerStateError
 from bitcore.kernels.base import MAX_IN_FEATURES
 from bitlayers import BitLayer, deploy
 from bitmodels.checkpoint import (
@@ -41,6 +41,8 @@ class BitModelBase(nn.Module):
 
     def __init__(self, config: BitModelConfig, quant_config: BitQuantConfig | None = None) -> None:
         super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ArgumentError("config", f"a {type(config).__name__}", f"a {self.config_class.__name__}")
         self.config: Any = config
         self.quant_config = config_or_default(quant_config)
 

@@ -1,5 +1,7 @@
 """Weights of Bit layers as the exporters write them."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import dequantize
 from bitlayers import BitLayer
 
-PART_ROWS = 4096
+PART_ROWS = 4096  # of a table, read or unpacked together
 
 
 def packed_weight(layer: BitLayer) -> PackedWeight:
@@ -28,14 +30,20 @@ def packed_weight(layer: BitLayer) -> PackedWeight:
 
 def dense_weight(weight: PackedWeight, layer: BitLayer, dtype: torch.dtype) -> Tensor:
     """`weight` of `layer` dequantized to [rows, columns] in `dtype`, some rows at a time."""
+    dense = torch.empty(layer.matrix_shape, dtype=dtype)
+    for part, values in dense_parts(weight, layer):
+        dense[part] = values
+    return dense
+
+
+def dense_parts(weight: PackedWeight, layer: BitLayer) -> Iterator[tuple[slice, Tensor]]:
+    """`weight` of `layer` dequantized, some rows at a time: (rows, float32 [rows, columns])."""
     rows, columns = layer.matrix_shape
-    dense = torch.empty(rows, columns, dtype=dtype)
     for begin in range(0, rows, PART_ROWS):
         part = slice(begin, begin + PART_ROWS)
         scale = weight.scale if weight.scale.shape[0] == 1 else weight.scale[part]
         values = PackedWeight(weight.packed[part], scale, None, columns).values(layer.quant_config)
-        dense[part] = dequantize(values, scale, None, layer.quant_config)
-    return dense
+        yield part, dequantize(values, scale, None, layer.quant_config)
 
 
 def dtype_of_ternary_floats(scale: Tensor, dtype: torch.dtype) -> torch.dtype:

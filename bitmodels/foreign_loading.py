@@ -11,21 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bitcore.checks import check_config
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitcore.packed_weight import PackedWeight
-from bitcore.packing import packed_columns
 from bitlayers import BitLayer
 from bitmodels.adapters import ForeignModel, adapt
+from bitmodels.export_weights import PART_ROWS
 from bitmodels.formats import Checkpoint, EncodedWeight, ternary_of_floats
 from bitmodels.formats.scales import config_for
+from bitmodels.head_conversion import pack_rows
 from bitmodels.meta_device import on_meta_device
 from bitmodels.progress import tracked
 from bitmodels.transformer import BitTransformerModel
 from bitmodels.transformer_config import BitTransformerConfig
-
-PART_ROWS = 4096  # of a table, read together
-QUANTIZED_ROWS = 256  # quantized together: their float32 copy stays in a core's cache
 
 
 def load_foreign(
@@ -41,16 +40,17 @@ def load_foreign(
     Raises:
         CheckpointError: the architecture is unknown, tensors are missing, unexpected, misshapen or damaged, or are not
             what the model needs.
-        ArgumentError, ConfigError: `quant_config` is not of ternary weights, or there is no such `head_dtype`.
+        ArgumentError, ConfigError: `quant_config` is none, or not of ternary weights, or there is no such `head_dtype`.
     """
+    if quant_config is not None:
+        check_config(quant_config)
     if quant_config is not None and quant_config.weight_dtype != "ternary":
         raise ArgumentError(
             "quant_config.weight_dtype", quant_config.weight_dtype, "ternary, as the checkpoint's weights"
         )
     foreign = adapt(checkpoint)
     config = foreign.config
-    if config.num_layers > len(checkpoint.entries):  # before they are built
-        raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
+    check_layer_count(checkpoint, config)
     if head_dtype is not None:
         config = BitTransformerConfig.model_validate({**config.model_dump(), "head_dtype": head_dtype})
     with on_meta_device():
@@ -66,6 +66,12 @@ def load_foreign(
         except ArgumentError as error:
             raise CheckpointError(f"{checkpoint.path}: {foreign_name}: {error}") from error
     return model
+
+
+def check_layer_count(checkpoint: Checkpoint, config: BitTransformerConfig) -> None:
+    """Raises CheckpointError for more layers than tensors, before they are built."""
+    if config.num_layers > len(checkpoint.entries):
+        raise CheckpointError(f"{checkpoint.path}: {config.num_layers} layers of {len(checkpoint.entries)} tensors")
 
 
 class _Incoming:
@@ -118,13 +124,7 @@ def _packed(
 ) -> tuple[PackedWeight, BitQuantConfig]:
     """What is read in floating point, quantized or found ternary, and `config` with its granularity."""
     if config.weight_dtype != "ternary":
-        packed = torch.empty(weight.shape[0], packed_columns(weight.shape[1], config.packed_format), dtype=torch.uint8)
-        scales = []
-        for rows, some in incoming.parts():
-            parts = [PackedWeight.from_float(part, config) for part in torch.split(some, QUANTIZED_ROWS)]
-            torch.cat([part.packed for part in parts], out=packed[rows])
-            scales += [part.scale for part in parts]
-        return PackedWeight(packed, torch.cat(scales), None, weight.shape[1]), config
+        return pack_rows(incoming.parts(), (weight.shape[0], weight.shape[1]), config), config
     if floats == "master":
         return PackedWeight.from_float(weight, config), config
     if floats == "none":

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from bitcore.exceptions import ArgumentError, NonFiniteError, ShapeError
 from bitmodels.prompts import Prompts
 from bitmodels.sampling import SamplingConfig, sampling_config
+from bitmodels.text_stream import TextStream
 from bitmodels.transformer_cache import TransformerCache
 from bitmodels.transformer_config import BitTransformerConfig
 
@@ -63,26 +64,39 @@ class Stopping:
     def __init__(
         self, batch_size: int, eos_token_ids: Sequence[int], stop_strings: Sequence[str], tokenizer: Tokenizer | None
     ) -> None:
-        if stop_strings and tokenizer is None:
-            raise ArgumentError("tokenizer", None, "the tokenizer, to find stop_strings in what is generated")
-        if "" in stop_strings:
-            raise ArgumentError("stop_strings", list(stop_strings), "no empty string")
+        if not all(isinstance(string, str) and string for string in stop_strings):
+            raise ArgumentError("stop_strings", list(stop_strings), "strings, and no empty string")
+        self.rows: list[StopStrings] = []
+        if stop_strings:
+            if tokenizer is None or not hasattr(tokenizer, "decode"):
+                expected = "the tokenizer, to find stop_strings in what is generated"
+                raise ArgumentError("tokenizer", repr(tokenizer), expected)
+            self.rows = [StopStrings(stop_strings, tokenizer) for _ in range(batch_size)]
         self.finished = torch.zeros(batch_size, dtype=torch.bool)
         self.eos_token_ids = torch.tensor(list(eos_token_ids), dtype=torch.long)
-        self.stop_strings = tuple(stop_strings)
-        self.tokenizer = tokenizer if stop_strings else None
-        self.generated: list[list[int]] = [[] for _ in range(batch_size)]
 
     def add(self, tokens: Tensor) -> None:
         """Takes the next token of each row, int64 [batch] on the CPU."""
         self.finished |= torch.isin(tokens, self.eos_token_ids)
-        if self.tokenizer is None:
-            return
-        for index, token in enumerate(tokens.tolist()):
-            self.generated[index].append(token)
+        for index, row in enumerate(self.rows):
             if not self.finished[index]:
-                text = self.tokenizer.decode(self.generated[index])
-                self.finished[index] = any(string in text for string in self.stop_strings)
+                self.finished[index] = row.found_with(int(tokens[index]))
+
+
+class StopStrings:
+    """Looks for strings in the text of one row."""
+
+    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._strings = tuple(strings)
+        self._stream = TextStream(tokenizer.decode)
+        self._kept = max(map(len, self._strings)) - 1  # characters that may begin a string which the next token ends
+        self._end = ""
+
+    def found_with(self, token: int) -> bool:
+        """Whether the text has one of the strings, now that `token` has come."""
+        text = self._end + self._stream.add(token)
+        self._end = text[max(0, len(text) - self._kept) :]
+        return any(string in text for string in self._strings)
 
 
 def start_generation(
@@ -107,10 +121,11 @@ def start_generation(
     for token in eos_token_ids:
         if not isinstance(token, SupportsIndex):
             raise ArgumentError("eos_token_id", repr(token), "a token, or several")
-    candidates = (pad_token_id, config.pad_token_id, *eos_token_ids, 0)
-    pad = next(token for token in candidates if token is not None)
-    if not 0 <= pad < config.vocab_size:
-        raise ArgumentError("pad_token_id", pad, f"a token of 0 to {config.vocab_size - 1}, the vocabulary")
+    pad = config.pad_token_id if pad_token_id is None else pad_token_id
+    if pad is None:
+        pad = next((token for token in eos_token_ids if 0 <= token < config.vocab_size), 0)
+    if not isinstance(pad, SupportsIndex) or not 0 <= pad < config.vocab_size:
+        raise ArgumentError("pad_token_id", repr(pad), f"a token of 0 to {config.vocab_size - 1}, the vocabulary")
     prompts = Prompts.of(input_ids, attention_mask, pad, config.vocab_size)
     batch_size, length = prompts.input_ids.shape
     room = _room(config.max_length, length, max_new_tokens)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitcore.exceptions import ArgumentError
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLayer
+from bitmodels.adapters.gguf_end_tokens import TOKENS, end_token_metadata
 from bitmodels.adapters.gguf_names import ROPE_FREQUENCIES, gguf_name, interleaved
 from bitmodels.export_weights import dense_weight, packed_weight
 from bitmodels.formats import gguf_tensor, gguf_weight, write_gguf
@@ -47,7 +48,8 @@ def export_gguf(
         tokenizer_pre: llama.cpp's name of the pre-tokenizer, such as "llama-bpe"; needed with a tokenizer.
 
     Raises:
-        ArgumentError: llama.cpp has no architecture that computes what the model does; or the tokenizer cannot be used.
+        ArgumentError: llama.cpp has no architecture that computes what the model does; or the tokenizer cannot be used;
+            or the config has more end-of-sequence tokens than a file can name.
         ShapeError: the type cannot hold a layer's shape (the message says which can) or its scales.
         QuantizationError: fp16 cannot hold a scale, or a master weight is NaN or infinite.
         DependencyError: the `gguf` package is not installed.
@@ -59,11 +61,9 @@ def export_gguf(
         raise ArgumentError("type", repr(type), f"one of {', '.join(TERNARY_FORMATS)}")
     architecture = _architecture(model.config, type)
     tensors = _tensors(model, architecture, type)
-    metadata = {
-        **_metadata(model.config, architecture, type),
-        **tokenizer_metadata(tokenizer, tokenizer_pre, model.config.vocab_size),
-    }
-    write_gguf(Path(file), tensors, metadata)
+    vocabulary = tokenizer_metadata(tokenizer, tokenizer_pre, model.config.vocab_size)
+    end_tokens = end_token_metadata(model.config.eos_token_id, vocabulary.get(TOKENS, ()))
+    write_gguf(Path(file), tensors, {**_metadata(model.config, architecture, type), **end_tokens, **vocabulary})
 
 
 def _architecture(config: BitTransformerConfig, type: str) -> str:
@@ -110,11 +110,8 @@ def _metadata(config: BitTransformerConfig, architecture: str, type: str) -> dic
         "general.file_type": TERNARY_FORMATS[type].file_type,
         **{f"{architecture}.{key}": value for key, value in values.items()},
         "tokenizer.ggml.bos_token_id": config.bos_token_id,
-        "tokenizer.ggml.eos_token_id": config.eos_token_id,
         "tokenizer.ggml.padding_token_id": config.pad_token_id,
     }
-    if isinstance(config.eos_token_id, tuple):
-        metadata["tokenizer.ggml.eos_token_id"] = config.eos_token_id[0] if config.eos_token_id else None
     return {key: value for key, value in metadata.items() if value is not None}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bitcore.exceptions import CheckpointError, DependencyError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("*token*.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.*")
 
 
@@ -25,7 +25,7 @@ def local_path(path_or_repo: str | Path, revision: str | None = None, gguf_file:
         DependencyError: huggingface_hub is needed and not installed.
     """
     path = Path(path_or_repo)
-    if path.exists():
+    if path.exists() and path_or_repo != "":  # which Path takes for the current folder
         path = path if gguf_file is None else path / gguf_file
         if not path.exists():
             raise CheckpointError(f"{path}: no such file")

@@ -74,11 +74,18 @@ def _rows(input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | 
     if attention_mask is None:
         return rows
     assert isinstance(input_ids, Tensor)
-    if attention_mask.shape != input_ids.shape:
-        expected = f"{list(input_ids.shape)}, as input_ids"
+    return [row[kept] for row, kept in zip(rows, _kept(attention_mask, input_ids.shape), strict=True)]
+
+
+def _kept(attention_mask: Tensor, shape: torch.Size) -> Tensor:
+    """Which positions are no padding: bool [batch, length] on the CPU."""
+    if not isinstance(attention_mask, Tensor):
+        raise ArgumentError("attention_mask", f"a {type(attention_mask).__name__}", "a tensor, as input_ids")
+    if attention_mask.shape != shape:
+        expected = f"{list(shape)}, as input_ids"
         raise ShapeError("attention_mask", f"of shape {list(attention_mask.shape)}", expected)
-    kept_or_not = attention_mask.cpu()
-    if not bool(((kept_or_not == 0) | (kept_or_not == 1)).all()):
-        lowest, highest = float(kept_or_not.min()), float(kept_or_not.max())
+    mask = attention_mask.cpu()
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        lowest, highest = float(mask.min()), float(mask.max())
         raise ArgumentError("attention_mask", f"from {lowest:g} to {highest:g}", "bool, or 0 for padding and 1")
-    return [row[kept] for row, kept in zip(rows, kept_or_not.bool(), strict=True)]
+    return mask.bool()

@@ -141,6 +141,10 @@ class BitTransformerModel(BitModelBase):
         """
         if self.training:
             raise LayerStateError(f"{type(self).__name__} is in training mode: call eval() or deploy() first")
+        known = GenerationOptions.__annotations__
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise ArgumentError("generate", f"given {', '.join(unknown)}", f"only {', '.join(known)}")
         prompts, tokens = start_generation(self, input_ids, **options)
         if stream:
             return tokens

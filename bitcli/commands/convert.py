@@ -25,7 +25,9 @@ def convert(
     dst: Destination,
     head_dtype: Annotated[
         Literal["float", "int8", "int4"] | None,
-        typer.Option(show_default=False, help="Weights of embeddings and head. Default: as they are."),
+        typer.Option(
+            show_default=False, help="Weights of a language model's embeddings and head. Default: as they are."
+        ),
     ] = None,
     storage_format: Annotated[
         Literal["2bit", "base3"] | None,
@@ -50,8 +52,8 @@ def convert(
 ) -> None:
     """Write a model in BitLab's own format, ready to run: config.json, model.safetensors, and its tokenizer.
 
-    SRC may be Hugging Face bitnet, ternary floats or GGUF, or a BitLab model in training, which is deployed: its
-    weights are quantized and packed.
+    SRC may be Hugging Face bitnet, ternary floats or GGUF, or a BitLab model; one in training is deployed: its weights
+    are quantized and packed.
     """
     import torch
 
@@ -63,12 +65,12 @@ def convert(
         path = model_path(src, revision, gguf_file)
         vocabulary = None if no_tokenizer else tokenizer_path(path, tokenizer)
         if is_own_model(path):
-            if head_dtype or storage_format or activations:
+            if storage_format or activations:
                 raise typer.BadParameter(
-                    "--head-dtype, --storage-format and --activations are for foreign models, and "
-                    f"{src} is BitLab's own. A language model takes them after `bitlab export {src} DST --format hf`"
+                    f"--storage-format and --activations are for foreign models, and {src} is BitLab's own. "
+                    f"A language model takes them after `bitlab export {src} DST --format hf`"
                 )
-            model = _read_own(path, dtype, keep_masters)
+            model = _read_own(path, head_dtype, dtype, keep_masters)
         else:
             model = load_model(
                 path,
@@ -99,19 +101,23 @@ def convert(
     print_facts({"written": dst, "model": f"{model.model_type}, {state}", "files": files})
 
 
-def _read_own(path: Path, dtype: str | None, keep_masters: bool) -> "BitModelBase":
+def _read_own(path: Path, head_dtype: str | None, dtype: str | None, keep_masters: bool) -> "BitModelBase":
     """BitLab's own model, deployed unless its masters are wanted. They are quantized before anything is cast."""
     import torch
 
     from bitcli.models import load_model
     from bitcore.exceptions import ArgumentError
+    from bitmodels.checkpoint import read_config
 
-    model = load_model(path)
-    if keep_masters and model.is_deployed:
-        raise ArgumentError("SRC", f"{path}, which is deployed", "one with master weights, or no --keep-masters")
-    if not model.is_deployed and not keep_masters:
+    target = None if dtype is None else getattr(torch, dtype)
+    if read_config(path).deployed:
+        if keep_masters:
+            raise ArgumentError("SRC", f"{path}, which is deployed", "one with master weights, or no --keep-masters")
+        return load_model(path, head_dtype=head_dtype, dtype=target)
+    model = load_model(path, head_dtype=head_dtype)
+    if not keep_masters:
         model.deploy()
-    return model if dtype is None else model.to(getattr(torch, dtype))
+    return model if target is None else model.to(target)
 
 
 def _quant_config(path: Path, storage_format: str | None, activations: str | None) -> "BitQuantConfig | None":

@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitcli.options import Device, GgufFile, Json, Kernel, Model, Revision, Threads, TokenizerPath
+from bitcli.options import Device, GgufFile, Json, Kernel, Model, Revision, Seed, Threads, TokenizerPath
 from bitcli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def generate(
             min=0.0, max=1.0, show_default=False, help="Draw from the fewest that have this probability together."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(show_default=False, help="Of the random numbers.")] = None,
+    seed: Seed = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", show_default=False, help="End after this text. Can be given several times."),
@@ -128,9 +129,9 @@ def _sampling(temperature: float | None, top_k: int | None, top_p: float | None,
 
 def _shown(tokens: "Iterator[torch.Tensor]", prompted: int, tokenizer: Any, quiet: bool) -> dict[str, Any]:
     """Prints tokens as they come, and their rates at the end, also when interrupted. Returns all of that."""
-    from bitcli.text import TextStream
+    from bitmodels.text_stream import TextStream
 
-    stream = None if tokenizer is None else TextStream(tokenizer)
+    stream = None if tokenizer is None else TextStream(partial(tokenizer.decode, skip_special_tokens=True))
     made: list[int] = []
     seconds: list[float] = []
     try:

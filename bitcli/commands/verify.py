@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitcli.options import Device, DtypeName, GgufFile, Json, Model, Revision, Threads
+from bitcli.options import Device, DtypeName, GgufFile, Json, Model, Revision, Seed, Threads
 from bitcli.output import print_facts, print_json, print_table, say, track
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verify(
         list[int] | None,
         typer.Option(min=1, show_default=False, help="Tokens of a random input. Default: 1, 2, 7 and 33."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(show_default=False, help="Of the inputs. Default: a new one.")] = None,
+    seed: Seed = None,
     threads: Threads = None,
     device: Device = "cpu",
     revision: Revision = None,

@@ -33,6 +33,8 @@ def adapt(checkpoint: Checkpoint) -> ForeignModel:
             f"{checkpoint.path}: general.architecture is {architecture!r}, expected one of {', '.join(GGUF)}"
         )
     assert isinstance(checkpoint, HuggingFaceCheckpoint)
+    if "quant_config" in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.path} is a file of BitLab's own, expected its folder")
     names = checkpoint.config.get("architectures")
     given = names if isinstance(names, list) else []
     known = [name for name in given if isinstance(name, str) and name in HUGGING_FACE]

@@ -9,6 +9,7 @@ from torch import Tensor
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import CheckpointError, ConfigError
 from bitmodels.adapters.foreign_model import ForeignModel, unpermuted
+from bitmodels.adapters.gguf_end_tokens import read_end_tokens
 from bitmodels.adapters.gguf_names import ROPE_FREQUENCIES, gguf_name
 from bitmodels.formats import GgufCheckpoint
 from bitmodels.formats.gguf_types import TERNARY_FORMATS
@@ -95,7 +96,7 @@ def _config(checkpoint: GgufCheckpoint, fields: dict[str, Any]) -> BitTransforme
             raise CheckpointError(f"{metadata.architecture}.{key} is {metadata.get(key, int)}, expected {head_dim}")
     tokens = {
         f"{which}_token_id": checkpoint.config.get(f"tokenizer.ggml.{key}_token_id")
-        for which, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+        for which, key in (("bos", "bos"), ("pad", "padding"))
     }
     return BitTransformerConfig(
         vocab_size=metadata.get("vocab_size", int, vocab_size),
@@ -113,6 +114,7 @@ def _config(checkpoint: GgufCheckpoint, fields: dict[str, Any]) -> BitTransforme
         mlp_bias="blk.0.ffn_gate.bias" in names,
         tie_embeddings=head is None,
         head_dtype="ternary" if head is not None and head.encoding in TERNARY_FORMATS else "float",
+        eos_token_id=read_end_tokens(checkpoint.config),
         **tokens,
         **fields,
     )

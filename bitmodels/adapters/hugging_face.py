@@ -11,11 +11,13 @@ from bitcore.exceptions import CheckpointError, ConfigError
 from bitmodels.adapters.foreign_model import PROJECTIONS, ForeignModel
 from bitmodels.formats import BitNetQuantization, HuggingFaceCheckpoint
 from bitmodels.formats.bitnet import BITNET, BITNET_UNPACKED
+from bitmodels.formats.safetensors_files import read_json
 from bitmodels.rope import RopeConfig
 from bitmodels.transformer_config import BitTransformerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+GENERATION_FILE = "generation_config.json"
 INVERSE_FREQUENCIES = ("model.rotary_emb.inv_freq", "model.layers.*.self_attn.rotary_emb.inv_freq")
 
 
@@ -85,24 +87,34 @@ class HuggingFaceConfig(BaseModel):
             attention_dropout=self.attention_dropout,
             tie_embeddings=self.tie_word_embeddings,
             bos_token_id=self.bos_token_id,
-            eos_token_id=self.eos_token_id,
             pad_token_id=self.pad_token_id,
             **fields,
         )
+
+
+class GenerationConfig(BaseModel):
+    """What is read of generation_config.json, which goes before config.json when transformers generates."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    eos_token_id: int | tuple[int, ...] | None = None
 
 
 def read_hugging_face(checkpoint: HuggingFaceCheckpoint, config_class: type[HuggingFaceConfig]) -> ForeignModel:
     """The model of a Hugging Face checkpoint.
 
     Raises:
-        CheckpointError: config.json lacks a field, has one that no BitTransformer can do, or contradicts the tensors.
+        CheckpointError: config.json lacks a field, has one that no BitTransformer can do, or contradicts the tensors;
+            generation_config.json is damaged.
     """
+    generation = _generation_config(checkpoint)
     try:
         config = config_class.model_validate(checkpoint.config)
         quantization = checkpoint.quantization
         transformer_config = config.transformer_config(
             linear_norm_eps=quantization.rms_norm_eps if quantization and quantization.use_rms_norm else None,
             head_dtype=_head_dtype(checkpoint, config, quantization),
+            eos_token_id=config.eos_token_id if generation.eos_token_id is None else generation.eos_token_id,
         )
         unconverted = _unconverted(transformer_config.num_layers, quantization)
         transformer_config = transformer_config.model_copy(update={"full_precision": unconverted})
@@ -138,6 +150,14 @@ def is_converted(module: str, quantization: BitNetQuantization) -> bool:
 def foreign_name(name: str) -> str:
     """The name that transformers has for a tensor of a BitTransformerModel."""
     return name.replace("_proj.norm.weight", "_proj.rms_norm.weight").replace("lm_head.norm.", "lm_head.rms_norm.")
+
+
+def _generation_config(checkpoint: HuggingFaceCheckpoint) -> GenerationConfig:
+    path = (checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent) / GENERATION_FILE
+    try:
+        return GenerationConfig.model_validate(read_json(path) if path.exists() else {})
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _unconverted(num_layers: int, quantization: BitNetQuantization | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from bitmodels.formats.checkpoint import Checkpoint, TensorEntry
 from bitmodels.formats.encoded_weight import EncodedWeight
 from bitmodels.formats.safetensors_dtypes import TORCH_DTYPES
 from bitmodels.formats.safetensors_files import SafetensorsFiles, read_json
+from bitmodels.layer_groups import METHOD, LayerGroup, read_groups
 
 CONFIG_FILE = "config.json"
 SCALE_SUFFIX = ".weight_scale"
@@ -22,6 +23,9 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     With a `bitnet` quantization_config, a `X.weight` with a `X.weight_scale` is a ternary weight, and the scale has no
     entry of its own. All else, such as the master weights of the online mode, comes as the tensor that it is.
+
+    A `bitlab` quantization_config, of the plug-in for transformers, is in `layers`; its tensors come as they are,
+    without the empty one that makes transformers refuse the checkpoint where the plug-in is not imported.
 
     Raises:
         CheckpointError: a file is missing or damaged, the quantization is none that BitLab reads, or it contradicts
@@ -34,7 +38,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         directory = path if path.is_dir() else path.parent
         config_path = directory / CONFIG_FILE
         config = read_json(config_path) if path.is_dir() or config_path.exists() else {}
-        self.quantization = _quantization(config, config_path)
+        self.quantization, self.layers = _quantization(config, config_path)
         self._files = SafetensorsFiles(path)
         self.metadata = self._files.metadata
         for name in self._files.shapes:
@@ -43,9 +47,8 @@ class HuggingFaceCheckpoint(Checkpoint):
                 raise CheckpointError(f"{path}: {problem}")
         paired = self._scales()
         self._scale_of = {f"{name.removesuffix(SCALE_SUFFIX)}.weight": name for name in paired}
-        super().__init__(
-            path, config, {name: self._entry_of(name) for name in self._files.shapes if name not in paired}
-        )
+        names = [name for name in self._files.shapes if name not in paired and not self._is_marker(name)]
+        super().__init__(path, config, {name: self._entry_of(name) for name in names})
         if self.quantization is not None:
             check_orientation({name: self._scale(name) for name in self._scale_of}, self.quantization)
 
@@ -69,6 +72,10 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _bitnet(self) -> BitNetQuantization:
         assert self.quantization is not None
         return self.quantization
+
+    def _is_marker(self, name: str) -> bool:
+        """Whether it is the empty tensor of the plug-in."""
+        return self.layers is not None and self._files.dtypes[name] == "U8" and self._files.shapes[name] == (0, 0)
 
     def _scales(self) -> set[str]:
         """The names of the weight scales."""
@@ -97,7 +104,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _contradiction(self, name: str) -> str | None:
         """What speaks against the packed weight or the weight scale `name`; None for any other tensor."""
         base, _, kind = name.rpartition(".")
-        packed = kind == "weight" and self._files.dtypes[name] == "U8"
+        packed = kind == "weight" and self._files.dtypes[name] == "U8" and not self._is_marker(name)
         if not packed and (kind != "weight_scale" or self.quantization is None):
             return None
         if self.quantization is None:
@@ -113,19 +120,21 @@ class HuggingFaceCheckpoint(Checkpoint):
         return None
 
 
-def _quantization(config: dict[str, Any], path: Path) -> BitNetQuantization | None:
+def _quantization(
+    config: dict[str, Any], path: Path
+) -> tuple[BitNetQuantization | None, tuple[LayerGroup, ...] | None]:
+    """A `bitnet` quantization_config, or the layers of a `bitlab` one."""
     found = config.get("quantization_config")
     if found is None:
-        return None
+        return None, None
     method = found.get("quant_method") if isinstance(found, dict) else None
-    if method == "bitlab":
-        raise CheckpointError(
-            f"{path} is of BitLab's plug-in for transformers: load it by AutoModelForCausalLM, "
-            "after import bitmodels.plugins.transformers"
-        )
-    if method != "bitnet":
-        raise CheckpointError(f"{path}: quantization_config has quant_method {method!r}, expected 'bitnet'")
     try:
-        return BitNetQuantization.model_validate(found)
+        if method == METHOD:
+            return None, read_groups(found.get("layers"))
+        if method == "bitnet":
+            return BitNetQuantization.model_validate(found), None
     except ConfigError as error:
         raise CheckpointError(f"{path}: quantization_config: {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    raise CheckpointError(f"{path}: quantization_config has quant_method {method!r}, expected 'bitnet' or {METHOD!r}")

@@ -1,13 +1,13 @@
 """inspect_checkpoint: what is in a file, layer by layer."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from bitmodels.formats.checkpoint import Checkpoint
 from bitmodels.formats.encoded_weight import EncodedWeight
+from bitmodels.formats.hugging_face_checkpoint import HuggingFaceCheckpoint
 from bitmodels.formats.opening import open_checkpoint
 from bitmodels.progress import tracked
 
@@ -78,12 +78,12 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
 def _report(checkpoint: Checkpoint, name: str, tensor: Tensor | EncodedWeight) -> TensorReport:
     entry = checkpoint.entries[name]
     encoding, zeros, scale = entry.encoding, None, None
-    quant_config = checkpoint.config.get("quant_config")
     if isinstance(tensor, EncodedWeight):
         values, scale, _ = tensor.decode()
         zeros = float((values == 0).float().mean())
-    elif name.endswith(".weight_packed") and isinstance(quant_config, dict):
-        encoding, scale = _our_own(checkpoint, name, quant_config)
+    elif name.endswith(".weight_packed"):
+        encoding = _packed_format(checkpoint, name.removesuffix(".weight_packed")) or encoding
+        scale = _scale_beside(checkpoint, name)
     return TensorReport(
         name=name,
         shape=entry.shape,
@@ -94,17 +94,24 @@ def _report(checkpoint: Checkpoint, name: str, tensor: Tensor | EncodedWeight) -
     )
 
 
-def _our_own(checkpoint: Checkpoint, name: str, quant_config: dict[str, Any]) -> tuple[str, Tensor | None]:
-    """The encoding and the scale of a packed weight of BitLab's own; its shape stays that of the bytes."""
-    layer = name.removesuffix(".weight_packed")
-    scale_name = f"{layer}.weight_scale"
-    scale = checkpoint.read(scale_name) if scale_name in checkpoint.entries else None
-    config = checkpoint.config.get("config")
+def _packed_format(checkpoint: Checkpoint, layer: str) -> str | None:
+    """How a weight of BitLab's own or of its plug-in is packed; the shape that is told stays that of the bytes."""
+    if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.layers is not None:
+        found = (group.quant_config.packed_format for group in checkpoint.layers if layer in group.modules)
+        return next(found, None)
+    quant_config, config = (checkpoint.config.get(key) for key in ("quant_config", "config"))
+    if not isinstance(quant_config, dict):
+        return None
     head_dtype = config.get("head_dtype") if isinstance(config, dict) else None
     is_table = layer in TABLES and head_dtype in ("int8", "int4")
     weight_dtype = head_dtype if is_table else quant_config.get("weight_dtype")
-    encoding = str(quant_config.get("storage_format") if weight_dtype == "ternary" else weight_dtype)
-    return encoding, scale if isinstance(scale, Tensor) else None
+    return str(quant_config.get("storage_format") if weight_dtype == "ternary" else weight_dtype)
+
+
+def _scale_beside(checkpoint: Checkpoint, weight_packed: str) -> Tensor | None:
+    name = f"{weight_packed.removesuffix('.weight_packed')}.weight_scale"
+    scale = checkpoint.read(name) if name in checkpoint.entries else None
+    return scale if isinstance(scale, Tensor) else None
 
 
 def _scale_report(scale: Tensor) -> ScaleReport:

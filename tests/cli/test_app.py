@@ -85,14 +85,33 @@ def test_the_entry_point_is_there() -> None:
         (FileNotFoundError(2, "No such file", "some/file"), 2, "error: some/file: No such file\n"),
         (OSError("disk on fire"), 2, "error: disk on fire\n"),
         (KeyError("x"), 3, "error: KeyError: 'x' (not foreseen: --debug shows where it comes from)\n"),
+        (MemoryError("of the machine"), 2, "error: not enough memory: of the machine\n"),
+        (torch.OutOfMemoryError("of a GPU"), 2, "error: not enough memory: of a GPU\n"),
         (KeyboardInterrupt(), 130, ""),
-        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
         (ArgumentError("x", "[bold]", "no markup"), 2, "error: x is [bold], expected no markup\n"),
     ],
 )
 def test_an_error_is_a_sentence_and_an_exit_code(error: BaseException, exit_code: int, message: str) -> None:
     result = CliRunner().invoke(failing(error), [])
     assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", message)
+
+
+@pytest.mark.parametrize("arguments", [["bitcore"], ["bitcli", "info"], ["bitcli", "info", "--json"]])
+def test_output_that_nobody_reads_ends_it_quietly(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as `| head` does once it has its lines
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *arguments]
+    result = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_more_memory_than_there_is_is_no_error_of_ours() -> None:
+    result = CliRunner().invoke(app_of(lambda: torch.empty(2**60)), [])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: not enough memory: ")
 
 
 def test_a_wrong_config_is_a_sentence() -> None:

@@ -62,6 +62,32 @@ def test_only_what_is_asked_changes(made: Models, run_json: RunJson, tmp_path: P
     assert AutoBitModel.from_pretrained(tmp_path / "new").quant_config == expected
 
 
+def test_the_head_of_our_own_models_is_converted_and_back(made: Models, run: Run, tmp_path: Path) -> None:
+    steps = [
+        ("int8", made.deployed, []),
+        ("int4", tmp_path / "int8", []),
+        ("float", tmp_path / "int8", []),
+        ("rounded", tmp_path / "int8", ["--head-dtype", "float", "--dtype", "bfloat16"]),
+        ("trained", made.trained, ["--head-dtype", "int8"]),
+        ("masters", made.trained, ["--head-dtype", "int8", "--keep-masters"]),
+    ]
+    results = {
+        name: run("convert", source, tmp_path / name, "--no-tokenizer", *(options or ["--head-dtype", name]))
+        for name, source, options in steps
+    }
+    assert "expected torch.float32: another would round" in results.pop("rounded").stderr
+    assert not (tmp_path / "rounded").exists()
+    assert {name: result.stderr for name, result in results.items()} == dict.fromkeys(results, "")
+    models = {name: AutoBitModel.from_pretrained(tmp_path / name) for name in results}
+    logits = {name: model(TOKENS) for name, model in models.items()}
+    for same in ("trained", "masters"):
+        assert torch.equal(logits[same], logits["int8"])
+    assert [models[name].config.head_dtype for name in ("int8", "int4", "float")] == ["int8", "int4", "float"]
+    torch.testing.assert_close(logits["float"], logits["int8"])
+    assert not torch.equal(logits["int8"], made.model(TOKENS))
+    assert not models["masters"].is_deployed
+
+
 def test_masters_are_kept_or_quantized_before_they_are_cast(made: Models, run_json: RunJson, tmp_path: Path) -> None:
     assert not run_json("convert", made.trained, tmp_path / "kept", "--keep-masters")["deployed"]
     kept = AutoBitModel.from_pretrained(tmp_path / "kept").train()
@@ -74,7 +100,8 @@ def test_masters_are_kept_or_quantized_before_they_are_cast(made: Models, run_js
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("deployed", ["--head-dtype", "int8"], "is BitLab's own. A language model takes them after"),
+        ("deployed", ["--storage-format", "base3"], "is BitLab's own. A language model takes them after"),
+        ("mlp", ["--head-dtype", "int8"], "head_dtype is int8, expected None: a mlp is no language model"),
         ("gguf", ["--keep-masters"], "which cannot be trained"),
         ("deployed", ["--keep-masters"], "which is deployed, expected one with master weights"),
         ("hf", ["--dtype", "int8"], "'--dtype'"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_models import CONTEXT, Models, Run, byte_tokenizer
 
-from bitcli.text import TextStream
 from bitcore.kernels import KernelRegistry
 
 PROMPT = "hé"
@@ -117,6 +116,7 @@ def test_kernel_and_threads_hold_for_the_command_alone(made: Models, run_json: R
         ("trained", ["-p", "x", "--device", "tpu"], "--device is 'tpu', expected cpu, cuda"),
         ("trained", ["-p", "x", "--device", "meta"], "--device is 'meta', expected cpu, cuda"),
         ("trained", ["-p", "x", "--temperature", "0", "--top-k", "3"], "leave out --top-k"),
+        ("trained", ["-p", "x", "--seed", "99999999999999999999"], "Invalid value for '--seed'"),
         ("trained", ["-p", "x", "--token-ids"], "--prompt is 'x', expected token ids"),
         ("trained", ["-p", "999", "--token-ids"], "expected tokens of 0 to 257"),
         ("deployed", ["-p", "x"], "expected --tokenizer PATH, or --token-ids"),
@@ -173,18 +173,3 @@ def test_a_folder_without_a_model_is_no_matter_of_the_tokenizer(run: Run, tmp_pa
     result = run("generate", tmp_path, "-p", "x")
     assert result.exit_code == 2
     assert "has notes.txt, expected model.safetensors" in result.stderr
-
-
-def test_characters_come_when_all_their_bytes_are_there() -> None:
-    tokenizer = byte_tokenizer()
-    text = "aé€😀he\n"
-    stream = TextStream(tokenizer)
-    tokens = tokenizer.encode(text)
-    pieces = [stream.add(token) for token in tokens]
-    assert [piece for piece in pieces if piece] == ["a", "é", "€", "😀", "he", "\n"]
-    assert len(pieces) > 6
-    assert stream.end() == ""
-    for token in tokenizer.encode("€")[:2]:
-        assert stream.add(token) == ""
-    assert set(stream.end()) == {"\ufffd"}
-    assert stream.text.startswith(text)

@@ -46,6 +46,11 @@ def test_round_trip(tmp_path: Path, deployed: bool, quant_config: BitQuantConfig
         assert all(parameter.grad is not None for parameter in loaded.parameters())
 
 
+def test_the_file_of_weights_is_no_model(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model.safetensors is a file of BitLab's own, expected its folder"):
+        AutoBitModel.from_pretrained(saved / "model.safetensors")
+
+
 def test_layout_on_disk(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     assert (config["model_type"], config["deployed"]) == ("mlp", True)

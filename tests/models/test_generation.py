@@ -169,7 +169,16 @@ def test_a_generator_repeats_what_is_drawn() -> None:
         ([[1]], {"top_k": 0, "do_sample": True}, ArgumentError, "top_k is 0"),
         ([[1]], {"pad_token_id": 50}, ArgumentError, "pad_token_id is 50"),
         ([[1]], {"stop_strings": [""], "tokenizer": LetterTokenizer()}, ArgumentError, "no empty string"),
+        ([[1]], {"stop_strings": [5], "tokenizer": LetterTokenizer()}, ArgumentError, r"\[5\], expected strings"),
+        (
+            [[1]],
+            {"stop_strings": "a", "tokenizer": "gpt2"},
+            ArgumentError,
+            "tokenizer is 'gpt2', expected the tokenizer",
+        ),
         ([[1]], {"attention_mask": torch.ones(1, 1)}, ArgumentError, "lists need no padding"),
+        (torch.tensor([[1]]), {"attention_mask": [[1]]}, ArgumentError, "attention_mask is a list, expected a tensor"),
+        ([[1]], {"max_tokens": 3}, ArgumentError, "generate is given max_tokens, expected only .* max_new_tokens, "),
         (torch.tensor([[1]]), {"attention_mask": torch.ones(1, 2)}, ShapeError, "attention_mask is of shape"),
         (
             torch.tensor([[1]]),
@@ -198,6 +207,15 @@ def test_the_smallest_temperatures_take_the_likeliest(temperature: float) -> Non
     logits = 1e4 * torch.randn(3, 40)
     for config in (SamplingConfig(temperature=temperature), SamplingConfig(temperature=temperature, top_p=0.9)):
         assert torch.equal(config.sample(logits), logits.argmax(-1))
+
+
+def test_an_end_token_that_no_model_says_does_not_fill_rows() -> None:
+    """As of a tokenizer with more tokens than the model."""
+    model = make("llama").deploy()
+    free = model.generate([[1, 2]], max_new_tokens=8)[0].tolist()
+    for ends, padding in (([50], 0), ([50, -1, free[3]], free[3])):
+        rows = model.generate([[1, 2], [5, 6, 7]], max_new_tokens=8, eos_token_id=ends)
+        assert rows[0, 0] == padding
 
 
 def test_without_a_limit_the_context_is_filled() -> None:

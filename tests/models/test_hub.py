@@ -63,7 +63,7 @@ def test_a_repository_that_is_not_there_is_told_with_the_reason(cache: Path) -> 
         AutoBitModel.from_pretrained("somebody/nothing", gguf_file="model.gguf")
 
 
-@pytest.mark.parametrize("path", ["nothing", "a/b/c", "../somebody/nothing", "/no/such", "somebody/no name"])
+@pytest.mark.parametrize("path", ["nothing", "a/b/c", "../somebody/nothing", "/no/such", "somebody/no name", ""])
 def test_what_is_neither_a_path_nor_a_repository_is_refused(cache: Path, path: str) -> None:
     with pytest.raises(CheckpointError, match="no such file or directory, nor a repository's name"):
         AutoBitModel.from_pretrained(path)

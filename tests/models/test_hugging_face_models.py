@@ -63,6 +63,27 @@ def test_logits_equal_transformers(
         assert torch.equal(model(tokens), got)
 
 
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": [5, 9]}, (5, 9)),
+        ({"eos_token_id": 5}, 5),
+        ({"eos_token_id": None, "do_sample": True}, (2, 3)),
+        ({"eos_token_id": "</s>"}, r"(?s)generation_config.json: .*eos_token_id"),
+        ([], "generation_config.json holds a list"),
+    ],
+)
+def test_generation_config_says_what_ends_a_text(generation: Any, expected: Any, tmp_path: Path) -> None:
+    """As transformers has it: BitNet b1.58 2B4T names <|eot_id|>, which ends a chat, there alone."""
+    directory = write_checkpoint(tmp_path, random_model("llama", torch.float32), CLASSES["bitlinear"])
+    (directory / "generation_config.json").write_text(json.dumps(generation))
+    if isinstance(expected, str):
+        with pytest.raises(CheckpointError, match=expected):
+            AutoBitModel.from_pretrained(directory)
+    else:
+        assert AutoBitModel.from_pretrained(directory).config.eos_token_id == expected
+
+
 @pytest.mark.parametrize("architecture", ["llama", "bitnet"])
 @pytest.mark.parametrize("linear_class", CLASSES)
 @torch.no_grad()
@@ -354,7 +375,7 @@ def test_what_is_no_dtype_of_floats_is_refused(wrong: Any, tmp_path: Path) -> No
 
 def test_options_for_foreign_models_are_refused_for_our_own(tmp_path: Path) -> None:
     make("llama").deploy().save_pretrained(tmp_path)
-    for options in ({"head_dtype": "int4"}, {"deploy": False}, {"quant_config": BitQuantConfig()}):
+    for options in ({"deploy": False}, {"quant_config": BitQuantConfig()}):
         with pytest.raises(ArgumentError, match="the checkpoint is BitLab's own"):
             AutoBitModel.from_pretrained(tmp_path, **options)
     loaded = AutoBitModel.from_pretrained(tmp_path, dtype=torch.bfloat16)

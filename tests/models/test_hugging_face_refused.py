@@ -122,5 +122,7 @@ def test_masters_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 def test_options_that_a_ternary_model_cannot_have_are_refused(bitlinear: Path) -> None:
     with pytest.raises(ArgumentError, match=r"quant_config.weight_dtype is int4, expected ternary"):
         AutoBitModel.from_pretrained(bitlinear, quant_config=BitQuantConfig.int4())
+    with pytest.raises(ArgumentError, match=r"quant_config is '2bit', expected a BitQuantConfig"):
+        AutoBitModel.from_pretrained(bitlinear, quant_config="2bit")
     with pytest.raises(ConfigError, match="head_dtype"):
         AutoBitModel.from_pretrained(bitlinear, head_dtype="int2")

@@ -53,8 +53,12 @@ def test_wrong_configs_are_refused() -> None:
 
     with pytest.raises(ArgumentError, match="config is a OtherConfig, expected one of BitCNNConfig, BitMLPConfig, "):
         AutoBitModel.from_config(OtherConfig())
+    with pytest.raises(ArgumentError, match="config is a OtherConfig, expected a BitMLPConfig"):
+        BitMLPModel(OtherConfig())  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="name is 'mlp', expected another name"):
         register_model("mlp")(type("Other", (BitMLPModel,), {}))
+    with pytest.raises(ArgumentError, match="name is 5, expected a string"):
+        register_model(5)(BitMLPModel)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="expected a subclass of BitModelBase"):
         register_model("other")(dict)  # type: ignore[type-var]
 

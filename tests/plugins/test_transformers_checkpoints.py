@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.trainer_utils import validate_quantization_for_training
 from transformers_of_all_kinds import TURNED, distance
 
-from bitcore import BitQuantConfig, CheckpointError
+from bitcore import BitQuantConfig
 from bitcore.exceptions import LayerStateError
 from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLinear, convert, deploy
@@ -138,13 +138,6 @@ def test_trainable_masters_have_the_dtype_of_the_model(tmp_path: Path) -> None:
     tokens = ids()
     model(tokens, labels=tokens).loss.backward()
     assert model.get_parameter(f"{PROJECTION}.weight").grad.dtype == torch.bfloat16
-
-
-def test_what_the_plug_in_saved_is_not_read_as_bitnet(tmp_path: Path) -> None:
-    directory = write_checkpoint(tmp_path / "bitnet", random_model("llama", torch.float32), CLASSES["bitlinear"])
-    load(directory).save_pretrained(tmp_path / "bitlab")
-    with pytest.raises(CheckpointError, match=r"load it by AutoModelForCausalLM, after import bitmodels\.plugins"):
-        AutoBitModel.from_pretrained(tmp_path / "bitlab")
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])

@@ -20,7 +20,7 @@ from torch import nn
 from bitcore import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
 from bitlayers import BitLinear, convert, deploy
-from bitmodels.plugins.layer_groups import LayerGroup
+from bitmodels.layer_groups import LayerGroup
 from bitmodels.plugins.transformers import attach_quantizer
 from bitmodels.plugins.vllm import register
 

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from bitcore.exceptions import ArgumentError
-from bitmodels.plugins.layer_groups import groups_of
-from bitmodels.plugins.transformers.config import METHOD, BitLabQuantConfig
+from bitmodels.layer_groups import METHOD, groups_of
+from bitmodels.plugins.transformers.config import BitLabQuantConfig
 from bitmodels.plugins.transformers.quantizer import BitLabHfQuantizer
 
 ModelType = TypeVar("ModelType", bound=PreTrainedModel)

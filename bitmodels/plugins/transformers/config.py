@@ -11,9 +11,7 @@ from typing_extensions import Self
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError, ConfigError
 from bitmodels.formats import BitNetQuantization
-from bitmodels.plugins.layer_groups import read_groups
-
-METHOD = "bitlab"
+from bitmodels.layer_groups import METHOD, read_groups
 
 
 @register_quantization_config(METHOD)

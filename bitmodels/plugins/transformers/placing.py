@@ -16,7 +16,7 @@ from bitlayers.registry import layer_for
 from bitlayers.unconverted import unconverted_weights
 from bitmodels.adapters.hugging_face import is_converted
 from bitmodels.formats import BitNetQuantization
-from bitmodels.plugins.layer_groups import LayerGroup, bit_layers
+from bitmodels.layer_groups import LayerGroup, bit_layers
 from bitmodels.plugins.transformers.config import BitLabQuantConfig
 from bitmodels.plugins.transformers.loading import mark_as_initialized
 

@@ -13,8 +13,8 @@ from bitlayers import BitLayer
 from bitmodels.export_weights import packed_weight
 from bitmodels.formats.bitnet import check_orientation
 from bitmodels.formats.checkpoint import MAX_NAMES
-from bitmodels.plugins.layer_groups import bit_layers, groups_of
-from bitmodels.plugins.transformers.config import METHOD, BitLabQuantConfig
+from bitmodels.layer_groups import METHOD, bit_layers, groups_of
+from bitmodels.plugins.transformers.config import BitLabQuantConfig
 from bitmodels.plugins.transformers.loading import LoadWeight
 from bitmodels.plugins.transformers.placing import marker_names, put_recorded, put_requested
 

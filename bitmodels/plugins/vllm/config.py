@@ -11,10 +11,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError, CheckpointError
-from bitmodels.plugins.layer_groups import LayerGroup, read_groups
+from bitmodels.layer_groups import METHOD, LayerGroup, read_groups
 from bitmodels.plugins.vllm.linear_method import BitLabLinearMethod
-
-METHOD = "bitlab"
 
 
 @register_quantization_config(METHOD)

@@ -1,4 +1,4 @@
-"""LayerGroup: which layers of a model are Bit layers, as quantization_config of a config.json says it."""
+"""LayerGroup: which layers of a model are Bit layers, as the plug-ins' quantization_config in a config.json says it."""
 
 from collections.abc import Iterable
 
@@ -10,6 +10,7 @@ from bitcore.exceptions import ArgumentError, CheckpointError, ConfigError
 from bitlayers import BitLayer
 from bitlayers.registry import LAYER_REGISTRY
 
+METHOD = "bitlab"  # quant_method of a quantization_config with such groups
 BASE_LAYER = ".base_layer"  # PEFT's name for the layer inside an adapter
 
 
