@@ -32,10 +32,23 @@ def main() -> None:
             for rows in (1, 3, 9, 16, 20, 70, 130, 515) if out_features < 1000 else (9, 16):
                 x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
                 assert torch.equal(kernel.linear(x, weight), reference.linear(x, weight)), (config, rows)
+    weight = PackedWeight.from_float(torch.randn(8704, 512, device="cuda"), CONFIGS[0])
+    for rows in (200, 280):  # in tiles of 80 and of 96 columns on an H200
+        x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
+        y, expected = (
+            kernel(CONFIGS[0]).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
+        )
+        assert torch.equal(y, expected), rows
     config = BitQuantConfig.weight_only()
-    weight = PackedWeight.from_float(torch.randn(141, 203, device="cuda"), config)
-    for rows in (1, 4, 20, 200):
-        x = torch.randn(rows, 203, device="cuda", dtype=torch.bfloat16)
+    for rows, out_features, in_features in (
+        (1, 141, 203),
+        (4, 141, 203),
+        (20, 141, 203),
+        (200, 141, 203),
+        (280, 5888, 512),
+    ):
+        weight = PackedWeight.from_float(torch.randn(out_features, in_features, device="cuda"), config)
+        x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
         y, expected = (
             kernel(config).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
         )
