@@ -65,6 +65,7 @@ class Beyond:  # bytes that nobody has allocated, behind one that somebody has
         "shape": (2**21, 640), "typestr": "|u1", "data": (byte.data_ptr(), False), "version": 3
     }
 
+assert KernelRegistry._kernels["cuda"].unavailable_reason() is None
 weight = PackedWeight(torch.as_tensor(Beyond(), device="cuda"), torch.ones(1, device="cuda"), None, 2560)
 x = torch.randn(1, 2560, device="cuda", dtype=torch.bfloat16)
 torch.cuda.synchronize()

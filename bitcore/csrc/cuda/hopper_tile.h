@@ -63,7 +63,8 @@ inline int64_t hopper_cost(const Linear& linear, int digits, bool floating, cons
   const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
   // Blocks that start together end together, but not after several turns.
   const int64_t half_turns = blocks <= 2 * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
-  int64_t chunk = (products + (tile.row_tiles == 1 ? 350 : 512)) * (alone ? 1 : resident);
+  const int64_t beside_products = tile.row_tiles == 2 ? 512 : tile.columns == 128 ? 450 : 350;
+  int64_t chunk = (products + beside_products) * (alone ? 1 : resident);
   if (tile.columns < 128 && tile.row_tiles == 1 && chunk < 1000) chunk = 1000;  // waits for its own products
   const int64_t ends = (1500 + 30 * size + (tile.splits > 1 ? 700 + 30 * size : 0)) * (alone ? 5 : 6) / 5;
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
