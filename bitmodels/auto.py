@@ -15,6 +15,7 @@ from bitmodels.head_conversion import convert_head
 from bitmodels.hub import local_path
 from bitmodels.plugin_loading import load_plugin_checkpoint
 from bitmodels.registry import MODEL_REGISTRY, model_class
+from bitmodels.repacking import repack
 from bitmodels.transformer import BitTransformerModel
 
 
@@ -51,9 +52,9 @@ class AutoBitModel:
             path_or_repo: a directory, a GGUF file, or the "owner/name" of a repository on the Hugging Face hub.
             dtype: of what is not packed; None: as in the checkpoint, for GGUF float32 unless embeddings are bfloat16.
             head_dtype: of a language model's embeddings and head: int8 and int4 quantize them. None: as they are.
-            quant_config: of a foreign model's ternary layers: storage format and activations; the granularity is the
-                checkpoint's own. None: 2bit, and activations as the model was trained: int8, or floating-point for
-                ternary floats without a quantization_config (TriLM).
+            quant_config: of the ternary layers: storage format and activations; the granularity is the checkpoint's
+                own. None: as they are; of a foreign model 2bit, and activations as it was trained: int8, or
+                floating-point for ternary floats without a quantization_config (TriLM).
             deploy: False keeps master weights, for training; a checkpoint of packed weights has none.
             revision: of a repository: a branch, tag or commit.
             gguf_file: a GGUF file in the directory or repository.
@@ -71,10 +72,11 @@ class AutoBitModel:
             raise DtypeError("dtype", repr(dtype), "a floating-point torch.dtype, such as torch.bfloat16")
         path = local_path(path_or_repo, revision, gguf_file)
         if path.is_dir() and gguf_file is None and is_own(path):
-            if quant_config is not None or not deploy:
-                expected = "neither of them: the checkpoint is BitLab's own, and says what it holds"
-                raise ArgumentError("quant_config, deploy", (quant_config, deploy), expected)
+            if not deploy:
+                raise ArgumentError("deploy", deploy, "True: a checkpoint of BitLab's own says whether it is deployed")
             model = model_class(read_config(path).model_type).from_pretrained(path)
+            if quant_config is not None:
+                repack(model, quant_config)
             return _changed(model, head_dtype, dtype)
         checkpoint = open_checkpoint(path)
         if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.layers is not None:

@@ -31,7 +31,10 @@ def convert(
     ] = None,
     storage_format: Annotated[
         Literal["2bit", "base3"] | None,
-        typer.Option(show_default=False, help="Of ternary weights; base3 is 1.6 bits a weight. Default: 2bit."),
+        typer.Option(
+            show_default=False,
+            help="Of ternary weights; base3 is 1.6 bits a weight. Default: 2bit, or as it is in a BitLab model.",
+        ),
     ] = None,
     activations: Annotated[
         Literal["int8", "float32"] | None,
@@ -65,12 +68,7 @@ def convert(
         path = model_path(src, revision, gguf_file)
         vocabulary = None if no_tokenizer else tokenizer_path(path, tokenizer)
         if is_own_model(path):
-            if storage_format or activations:
-                raise typer.BadParameter(
-                    f"--storage-format and --activations are for foreign models, and {src} is BitLab's own. "
-                    f"A language model takes them after `bitlab export {src} DST --format hf`"
-                )
-            model = _read_own(path, head_dtype, dtype, keep_masters)
+            model = _read_own(path, keep_masters, dtype, head_dtype, _quant_config(path, storage_format, activations))
         else:
             model = load_model(
                 path,
@@ -101,7 +99,13 @@ def convert(
     print_facts({"written": dst, "model": f"{model.model_type}, {state}", "files": files})
 
 
-def _read_own(path: Path, head_dtype: str | None, dtype: str | None, keep_masters: bool) -> "BitModelBase":
+def _read_own(
+    path: Path,
+    keep_masters: bool,
+    dtype: str | None,
+    head_dtype: str | None,
+    quant_config: "BitQuantConfig | None",
+) -> "BitModelBase":
     """BitLab's own model, deployed unless its masters are wanted. They are quantized before anything is cast."""
     import torch
 
@@ -113,8 +117,8 @@ def _read_own(path: Path, head_dtype: str | None, dtype: str | None, keep_master
     if read_config(path).deployed:
         if keep_masters:
             raise ArgumentError("SRC", f"{path}, which is deployed", "one with master weights, or no --keep-masters")
-        return load_model(path, head_dtype=head_dtype, dtype=target)
-    model = load_model(path, head_dtype=head_dtype)
+        return load_model(path, head_dtype=head_dtype, quant_config=quant_config, dtype=target)
+    model = load_model(path, head_dtype=head_dtype, quant_config=quant_config)
     if not keep_masters:
         model.deploy()
     return model if target is None else model.to(target)
@@ -122,12 +126,15 @@ def _read_own(path: Path, head_dtype: str | None, dtype: str | None, keep_master
 
 def _quant_config(path: Path, storage_format: str | None, activations: str | None) -> "BitQuantConfig | None":
     """The checkpoint's own config with what was asked for; None: as it is."""
+    from bitcli.models import is_own_model
     from bitcore import BitQuantConfig
     from bitmodels.adapters import adapt
+    from bitmodels.checkpoint import read_config
     from bitmodels.formats import open_checkpoint
 
     asked = {"storage_format": storage_format, "activation_dtype": activations}
     given = {name: value for name, value in asked.items() if value is not None}
     if not given:
         return None
-    return BitQuantConfig.model_validate({**adapt(open_checkpoint(path)).quant_config.model_dump(), **given})
+    own = read_config(path) if is_own_model(path) else adapt(open_checkpoint(path))
+    return BitQuantConfig.model_validate({**own.quant_config.model_dump(), **given})

@@ -62,6 +62,16 @@ def test_only_what_is_asked_changes(made: Models, run_json: RunJson, tmp_path: P
     assert AutoBitModel.from_pretrained(tmp_path / "new").quant_config == expected
 
 
+def test_our_own_models_are_packed_anew(made: Models, run: Run, tmp_path: Path) -> None:
+    sources = {"deployed": made.deployed, "trained": made.trained}
+    for name, source in sources.items():
+        result = run("convert", source, tmp_path / name, "--no-tokenizer", "--storage-format", "base3")
+        assert result.exit_code == 0, result.stderr
+        model = AutoBitModel.from_pretrained(tmp_path / name)
+        assert model.quant_config.storage_format == "base3"
+        assert torch.equal(model(TOKENS), AutoBitModel.from_pretrained(made.deployed)(TOKENS))
+
+
 def test_the_head_of_our_own_models_is_converted_and_back(made: Models, run: Run, tmp_path: Path) -> None:
     steps = [
         ("int8", made.deployed, []),
@@ -100,7 +110,6 @@ def test_masters_are_kept_or_quantized_before_they_are_cast(made: Models, run_js
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("deployed", ["--storage-format", "base3"], "is BitLab's own. A language model takes them after"),
         ("mlp", ["--head-dtype", "int8"], "head_dtype is int8, expected None: a mlp is no language model"),
         ("gguf", ["--keep-masters"], "which cannot be trained"),
         ("deployed", ["--keep-masters"], "which is deployed, expected one with master weights"),
