@@ -1,8 +1,9 @@
 // The sum of a row of float32 in the order in which PyTorch adds it on a CPU, so that the bits are the same.
 //
-// PyTorch's order (cascade_sum in ATen/native/cpu/SumKernel.cpp): four vectors at a time into as many partial sums, which
-// go to the next of four levels after every 2**power steps, so that small values are not lost beside large ones. The
-// lanes of its vectors depend on the CPU, and the order on its version: `lanes_of_order` finds out whether it is this.
+// PyTorch's order (cascade_sum in ATen/native/cpu/SumKernel.cpp): four vectors at a time into as many partial sums,
+// which go to the next of four levels after every 2**power steps, so that small values are not lost beside large ones.
+// The lanes of its vectors depend on the CPU, and the order on its version: `lanes_of_order` finds out whether it is
+// this.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +49,8 @@ inline float sum_in_order(const float* x, int64_t n, int lanes) {
   }
 }
 
-// The lanes with which `sum_in_order` has the bits of `sum(x, n)` for rows of n random values; 0: it has them with none.
+// The lanes with which `sum_in_order` has the bits of `sum(x, n)` for rows of n random values; 0: it has them with
+// none.
 template <class Sum>
 int lanes_of_order(int64_t n, const Sum& sum) {
   constexpr int kRows = 32;

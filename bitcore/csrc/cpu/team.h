@@ -2,8 +2,8 @@
 // caller owns the threads.
 //
 // A phase is a number of chunks in any order, once all phases before are done. Threads claim chunks, run what they have
-// claimed, and go on. No number of threads is assumed: one that is alone does everything, one that comes late finds less
-// to do, and nobody waits for a chunk that no thread has claimed.
+// claimed, and go on. No number of threads is assumed: one that is alone does everything, one that comes late finds
+// less to do, and nobody waits for a chunk that no thread has claimed.
 //
 // The chunks are divided into shares, as many as there are threads to be expected. A thread claims its own share in
 // order, then what is left of others': so it reads memory from one place on, and what it prefetches behind the end of a
