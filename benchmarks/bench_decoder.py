@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--head", default="int8", choices=["float", "int8", "int4"])
-    parser.add_argument("--storage-format", default="2bit", choices=["2bit", "base3"])
+    formats = ["base3", "2bit"]
+    parser.add_argument("--storage-formats", nargs="+", default=formats, choices=formats, help="the first is compared")
     parser.add_argument("--context", type=int, default=128, help="positions before the tokens that are decoded")
     parser.add_argument("--prompts", type=int, nargs="*", default=[128, 512], help="lengths of prompts")
     parser.add_argument("--tokens", type=int, default=16, help="decoded in a round")
@@ -157,12 +158,14 @@ def main() -> None:
         arguments.threads,
         arguments.layers,
         arguments.head,
-        arguments.storage_format,
+        arguments.storage_formats[0],
         arguments.context,
     )
-    ours = BitLabEngine(random_model(config, arguments.storage_format))
     with tempfile.TemporaryDirectory() as directory:
-        engines: list[Engine] = [ours]
+        engines: list[Engine] = [
+            BitLabEngine(random_model(config, storage_format), f"BitLab {storage_format}")
+            for storage_format in arguments.storage_formats
+        ]
         if "transformers" in rivals:
             engines.append(TransformersEngine(config))
         if "llama.cpp" in rivals:

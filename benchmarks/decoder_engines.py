@@ -72,10 +72,9 @@ class Engine(ABC):
 class BitLabEngine(Engine):
     """A BitTransformerModel, by the calls that its `generate` makes."""
 
-    name = "BitLab"
-
-    def __init__(self, model: BitTransformerModel) -> None:
+    def __init__(self, model: BitTransformerModel, name: str) -> None:
         self.model = model
+        self.name = name
         self.cache = model.new_cache(1, 1024)
         self.step = model.steps_from(self.cache)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bench_decoder import Run
 
-OURS = "BitLab"
 ASKED_DECODE = {"transformers bf16": 5.0, "llama.cpp TQ2_0": 1.6}
 ASKED_PROMPT = {("transformers bf16", 512): 3.0, ("llama.cpp TQ2_0", 128): 5.0}
 ASKED_OVER_FLOOR, ASKED_LOAD_SECONDS, ASKED_MEMORY, ASKED_OTHER_SECONDS = 1.25, 3.0, 1.3, 3e-3
@@ -18,9 +17,9 @@ def report(run: Run) -> str:
     return f"""# CPU: a language model of 2 billion weights
 
 Written by `python benchmarks/bench_decoder.py` on {run.cpu}, torch {run.torch}, kernel {run.kernel},
-{run.threads} threads. The shape of BitNet b1.58 2B4T with {run.layers} layers, random weights in {run.storage_format},
-{run.head_dtype} head, bfloat16 in between, {run.context} positions of context. Medians of rounds in which the engines
-and a plain read of memory take turns.
+{run.threads} threads. The shape of BitNet b1.58 2B4T with {run.layers} layers, random weights, {run.head_dtype} head,
+bfloat16 in between, {run.context} positions of context. The floor and the figures asked for are those of weights in
+{run.storage_format}. Medians of rounds in which the engines and a plain read of memory take turns.
 
 {_floor(run)}
 
@@ -48,12 +47,16 @@ def _floor(run: Run) -> str:
 A token reads {run.weight_bytes * 1e-6:.0f} MB of weights, so its floor is {seconds * 1e3:.1f} ms."""
 
 
+def _ours(run: Run) -> str:
+    return f"BitLab {run.storage_format}"
+
+
 def _lines(lines: list[str]) -> str:
     return "\n".join(lines)
 
 
 def _lengths(run: Run) -> list[int]:
-    return sorted(run.prompt_seconds.get(OURS, {}))
+    return sorted(run.prompt_seconds.get(_ours(run), {}))
 
 
 def _columns(run: Run) -> str:
@@ -73,7 +76,7 @@ def _engines(run: Run) -> list[str]:
 
 
 def _asked(run: Run) -> list[str]:
-    ours = run.token_seconds[OURS]
+    ours = run.token_seconds[_ours(run)]
     lines = []
     for name, asked in ASKED_DECODE.items():
         if name in run.token_seconds:
@@ -83,7 +86,7 @@ def _asked(run: Run) -> list[str]:
     lines.append(_line("a token over the memory's floor", f"at most {ASKED_OVER_FLOOR}x", f"{over:.2f}x", over <= 1.25))
     for (name, length), asked in ASKED_PROMPT.items():
         if length in run.prompt_seconds.get(name, {}):
-            ratio = _ratio(run.prompt_seconds[name][length], run.prompt_seconds[OURS][length])
+            ratio = _ratio(run.prompt_seconds[name][length], run.prompt_seconds[_ours(run)][length])
             lines.append(_line(f"prompt of {length} against {name}", f"{asked}x", f"{ratio:.2f}x", ratio >= asked))
     other = statistics.median(run.other_seconds)
     what = "a token beside its matrix products (norms, attention, Python)"

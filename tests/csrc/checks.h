@@ -17,4 +17,7 @@ bool check_linear(const Kernel& kernel, Dtype dtype);
 // Phases on several threads give what one thread gives, and an exception ends them all.
 bool check_team();
 
+// Sums in PyTorch's order are sums, and an order is taken for no other.
+bool check_sum();
+
 }  // namespace bitlab::cpu::test

@@ -65,6 +65,9 @@ int main(int argc, char** argv) {
   const bool good_team = bitlab::cpu::test::check_team();
   std::printf("threads in phases: %s\n", good_team ? "as one thread" : "WRONG");
   ++(good_team ? passed : failed);
+  const bool good_sum = bitlab::cpu::test::check_sum();
+  std::printf("sums in an order: %s\n", good_sum ? "as they are to be" : "WRONG");
+  ++(good_sum ? passed : failed);
   std::printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
   return failed == 0 ? 0 : 1;
 }

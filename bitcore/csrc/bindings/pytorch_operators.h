@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cpu/decoder.h"
+#include "../cpu/sum_order.h"
 #include "tensors.h"
 
 namespace bitlab {
@@ -35,7 +36,14 @@ class PyTorchOperators final : public cpu::Operators {
     for (int64_t row = 0; row < sizes.rows; ++row) {
       for (const int64_t n : {sizes.hidden, sizes.heads * sizes.head_dim, sizes.intermediate}) {
         squares_.try_emplace({row, n}, empty_rows(1, n, aoti_torch_dtype_float32()));
+        sum_lanes_.try_emplace(n, 0);
       }
+    }
+    for (auto& [n, lanes] : sum_lanes_) {
+      lanes = cpu::lanes_of_order(n, [this](const float* x, int64_t size) {
+        memcpy(squares(0, size), x, static_cast<size_t>(size) * sizeof *x);
+        return sum_by_pytorch(squares_.at({0, size}));
+      });
     }
   }
 
@@ -43,10 +51,10 @@ class PyTorchOperators final : public cpu::Operators {
     return static_cast<float*>(squares_.at({row, n}).mutable_data_ptr());
   }
 
+  // A call of PyTorch takes 5 us, of which adding is 0.2.
   float sum_of_squares(int64_t row, int64_t n) override {
-    constexpr int64_t kLast = -1;
-    const Tensor total = torch::stable::sum(squares_.at({row, n}), torch::headeronly::IntHeaderOnlyArrayRef(&kLast, 1));
-    return *static_cast<const float*>(total.const_data_ptr());
+    const int lanes = sum_lanes_.at(n);
+    return lanes == 0 ? sum_by_pytorch(squares_.at({row, n})) : cpu::sum_in_order(squares(row, n), n, lanes);
   }
 
   void activate() override {
@@ -69,6 +77,12 @@ class PyTorchOperators final : public cpu::Operators {
   char* gate() { return static_cast<char*>(gate_.mutable_data_ptr()); }
 
  private:
+  static float sum_by_pytorch(const Tensor& x) {
+    constexpr int64_t kLast = -1;
+    const Tensor total = torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&kLast, 1));
+    return *static_cast<const float*>(total.const_data_ptr());
+  }
+
   static Tensor by_pytorch(const char* name, const Tensor& x) {
     StableIValue stack[] = {torch::stable::detail::from(x)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
@@ -100,6 +114,7 @@ class PyTorchOperators final : public cpu::Operators {
   float attention_scale_;
   std::vector<float> frequencies_;
   std::map<std::pair<int64_t, int64_t>, Tensor> squares_;  // by row and size
+  std::map<int64_t, int> sum_lanes_;                       // by size, as sum_order.h has them
 };
 
 }  // namespace bitlab

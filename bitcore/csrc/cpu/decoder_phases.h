@@ -155,7 +155,7 @@ class ProductPhase final : public Phase {
 
   // Small enough that no thread waits long for the last chunk, large enough to stream from memory.
   static Units units_of(const Linear& linear, int64_t threads) {
-    constexpr int64_t kFewest = int64_t{16} << 10, kMost = int64_t{512} << 10, kChunksPerThread = 4;
+    constexpr int64_t kFewest = int64_t{16} << 10, kMost = int64_t{512} << 10, kChunksPerThread = 16;
     const int64_t share = linear.units() * linear.unit_bytes() / (threads * kChunksPerThread);
     return {std::max<int64_t>(1, std::clamp(share, kFewest, kMost) / linear.unit_bytes())};
   }

@@ -1,9 +1,13 @@
 // Work that threads do together in phases, with nothing between two phases but an atomic counter. Torch-free: the
 // caller owns the threads.
 //
-// A phase is a number of chunks in any order, once all phases before are done. Threads claim chunks in order, run what
-// they have claimed, and go on. No number of threads is assumed: one that is alone does everything, one that comes late
-// finds less to do, and nobody waits for a chunk that no thread has claimed.
+// A phase is a number of chunks in any order, once all phases before are done. Threads claim chunks, run what they have
+// claimed, and go on. No number of threads is assumed: one that is alone does everything, one that comes late finds
+// less to do, and nobody waits for a chunk that no thread has claimed.
+//
+// The chunks are divided into shares, as many as there are threads to be expected. A thread claims its own share in
+// order, then what is left of others': so it reads memory from one place on, and what it prefetches behind the end of a
+// chunk is what it needs next.
 //
 // A thread that waits for the phases before claims further ahead, and reads into its cache what these chunks will read.
 // So memory is read at nearly its full speed also while one thread does what only one can do, such as a norm.
@@ -36,8 +40,29 @@ class Phase {
 
  private:
   friend class Team;
+
+  // Some chunks, one after the other.
+  struct alignas(64) Share {
+    int64_t begin = 0, end = 0;
+    std::atomic<int64_t> next = 0;
+  };
+
+  void divide(int64_t shares) {
+    shares_ = std::vector<Share>(static_cast<size_t>(shares));
+    for (int64_t i = 0; i < shares; ++i) {
+      Share& share = shares_[static_cast<size_t>(i)];
+      share.begin = chunks_ * i / shares;
+      share.end = chunks_ * (i + 1) / shares;
+    }
+  }
+
+  void start() {
+    for (Share& share : shares_) share.next = share.begin;
+    done_ = 0;
+  }
+
   const int64_t chunks_;
-  alignas(64) std::atomic<int64_t> claimed_ = 0;
+  std::vector<Share> shares_;
   alignas(64) std::atomic<int64_t> done_ = 0;
 };
 
@@ -46,13 +71,17 @@ class Team {
   // threads: as many as are to be expected; any number may come.
   explicit Team(int64_t threads) : threads_(threads) {}
 
-  void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
+  void add(std::unique_ptr<Phase> phase) {
+    phase->divide(threads_);
+    phases_.push_back(std::move(phase));
+  }
 
   // Before the threads, every time.
   void start() {
     failed_ = false;
     error_ = nullptr;
-    for (const auto& phase : phases_) phase->claimed_ = phase->done_ = 0;
+    arrived_ = 0;
+    for (const auto& phase : phases_) phase->start();
   }
 
   // What every thread calls. What one of them throws ends the work of all, and is thrown by `finish`.
@@ -80,7 +109,7 @@ class Team {
 
   class Worker {
    public:
-    explicit Worker(Team& team) : team_(team) {}
+    explicit Worker(Team& team) : team_(team), own_(team.arrived_.fetch_add(1) % team.threads_) {}
 
     void work() {
       while (count_ > 0 || claim()) {
@@ -104,26 +133,47 @@ class Team {
 
     Claim& at(int64_t place) { return claims_[(first_ + place) % kMostClaims]; }
 
+    // A chunk of the first phase that has one, of the own share while there is one.
     bool claim() {
-      if (count_ == kMostClaims) return false;
       for (; phase_ < team_.phases_.size(); ++phase_) {
-        Phase& phase = *team_.phases_[phase_];
-        const int64_t chunk = phase.claimed_.fetch_add(1, std::memory_order_relaxed);
-        if (chunk < phase.chunks_) {
-          at(count_++) = {phase_, chunk};
-          return true;
+        for (int64_t i = 0; i < team_.threads_; ++i) {
+          if (claim_of((own_ + i) % team_.threads_)) return true;
         }
       }
       return false;
     }
 
-    // `claim` by a thread that waits: no more than its share of a phase, for others may be free before it is.
+    // `claim` by a thread that waits: of its own share only, for others may be free before it is.
     bool claim_ahead() {
-      if (phase_ == team_.phases_.size()) return false;
-      int64_t own = 0;
-      for (int64_t place = 0; place < count_; ++place) own += at(place).phase == phase_;
-      return own * team_.threads_ < team_.phases_[phase_]->chunks_ && claim();
+      for (; phase_ < team_.phases_.size(); ++phase_) {
+        if (count_ == kMostClaims) return false;
+        if (claim_of(own_)) return true;
+        if (!all_claimed()) return false;
+      }
+      return false;
     }
+
+    bool claim_of(int64_t number) {
+      Phase::Share& share = share_of(number);
+      if (!has_chunks(share)) return false;
+      const int64_t chunk = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (chunk >= share.end) return false;
+      at(count_++) = {phase_, chunk};
+      return true;
+    }
+
+    bool all_claimed() {
+      for (int64_t i = 0; i < team_.threads_; ++i) {
+        if (has_chunks(share_of(i))) return false;
+      }
+      return true;
+    }
+
+    static bool has_chunks(const Phase::Share& share) {
+      return share.next.load(std::memory_order_relaxed) < share.end;
+    }
+
+    Phase::Share& share_of(int64_t number) { return team_.phases_[phase_]->shares_[static_cast<size_t>(number)]; }
 
     bool is_ready(size_t phase) const {
       if (phase == 0) return true;
@@ -176,6 +226,7 @@ class Team {
     }
 
     Team& team_;
+    const int64_t own_;  // share of every phase
     Claim claims_[kMostClaims];
     int64_t first_ = 0, count_ = 0;
     size_t phase_ = 0;  // that the next claim is of
@@ -184,6 +235,7 @@ class Team {
 
   const int64_t threads_;
   std::vector<std::unique_ptr<Phase>> phases_;
+  std::atomic<int64_t> arrived_ = 0;  // threads
   std::atomic<bool> failed_ = false;
   std::exception_ptr error_;
 };
