@@ -169,9 +169,7 @@ class Team {
       return true;
     }
 
-    static bool has_chunks(const Phase::Share& share) {
-      return share.next.load(std::memory_order_relaxed) < share.end;
-    }
+    static bool has_chunks(const Phase::Share& share) { return share.next.load(std::memory_order_relaxed) < share.end; }
 
     Phase::Share& share_of(int64_t number) { return team_.phases_[phase_]->shares_[static_cast<size_t>(number)]; }
 
