@@ -19,8 +19,8 @@ class PipedConsole(Console):
     """A Console that leaves a pipe without a reader to `guarded`, and its exit code."""
 
     def on_broken_pipe(self) -> None:
-        """Called while the BrokenPipeError is handled."""
-        raise  # noqa: PLE0704
+        """What rich calls where it met one."""
+        raise BrokenPipeError
 
 
 stderr = PipedConsole(stderr=True, soft_wrap=True, highlight=False)

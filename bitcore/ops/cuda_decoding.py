@@ -36,18 +36,21 @@ def serves(x: Tensor) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of rows x [..., n] (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight [n], rounded once."""
-    return torch.ops.bitlab.rms_norm.default(x, weight, eps)  # type: ignore[no-any-return]
+    y: Tensor = torch.ops.bitlab.rms_norm.default(x, weight, eps)
+    return y
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(x + delta, its `rms_norm`), all [..., n]."""
-    return torch.ops.bitlab.add_rms_norm.default(x, delta, weight, eps)  # type: ignore[no-any-return]
+    total, y = torch.ops.bitlab.add_rms_norm.default(x, delta, weight, eps)
+    return total, y
 
 
 def gated_activation(gate: Tensor, up: Tensor, activation: str, weight: Tensor | None, eps: float) -> Tensor:
     """activation(gate) * up [..., n], each rounded as PyTorch's operators do; with a weight [n], its `rms_norm`."""
     number = ROW_SOURCES.index(activation) - ROW_SOURCES.index("relu2")
-    return torch.ops.bitlab.gated_activation.default(gate, up, weight, eps, number)  # type: ignore[no-any-return]
+    y: Tensor = torch.ops.bitlab.gated_activation.default(gate, up, weight, eps, number)
+    return y
 
 
 def serves_attention(q: Tensor, cos: Tensor, keys: Tensor) -> bool:
@@ -87,5 +90,5 @@ def attend_at(
     Returns:
         [batch, 1, heads * head_dim] in q's dtype.
     """
-    operator = torch.ops.bitlab.attend_at.default
-    return operator(q, k, v, cos, sin, keys, values, position, arrivals)  # type: ignore[no-any-return]
+    y: Tensor = torch.ops.bitlab.attend_at.default(q, k, v, cos, sin, keys, values, position, arrivals)
+    return y

@@ -270,7 +270,8 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const auto room = [&](int resident) {
     return device.shared_memory / resident - kWeights - static_cast<int>(a.received_bytes) - kStatic;
   };
-  const bool alone = hopper_blocks(a.linear, digits, tile) <= hopper_blocks_at_once(device, splits, 1);
+  const int64_t tiles = static_cast<int64_t>(a.tiles.count) * a.token_tiles;
+  const bool alone = tiles * splits <= hopper_blocks_at_once(device, splits, 1);
   const int space = room(alone ? 1 : hopper_resident(kColumns, kRowTiles));
   const int room_of_stages = space < 2 * kStage ? room(1) : space;
   const int fills = (chunks + splits - 1) / splits * kBatches<kFormat, kColumns, kRowTiles, Value>;

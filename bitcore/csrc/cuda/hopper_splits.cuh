@@ -10,13 +10,6 @@
 namespace bitlab::cuda {
 namespace {
 
-// Bytes that block `rank` receives.
-inline uint32_t received_by(const HopperTile& tile, int digits, int rank) {
-  int own = 0;
-  for (int eight = 0; eight < tile.columns / 8; ++eight) own += eight / digits % tile.splits == rank;
-  return static_cast<uint32_t>(own * (tile.splits - 1) * tile.row_tiles * kSentSumBytes);
-}
-
 // Calls visit(eight, owner, eight's place among those of the owner) for each eight columns; `eight` is a constant.
 template <int kEights, typename Visit>
 __device__ __forceinline__ void for_each_eight(int digits, int splits, const Visit& visit) {

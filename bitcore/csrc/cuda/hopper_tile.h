@@ -32,6 +32,13 @@ constexpr int received_bytes(const HopperTile& tile, int digits) {
   return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * tile.row_tiles * kSentSumBytes;
 }
 
+// Of these, what block `rank` gets.
+inline uint32_t received_by(const HopperTile& tile, int digits, int rank) {
+  int own = 0;
+  for (int eight = 0; eight < tile.columns / 8; ++eight) own += eight / digits % tile.splits == rank;
+  return static_cast<uint32_t>(own * (tile.splits - 1) * tile.row_tiles * kSentSumBytes);
+}
+
 constexpr int kMostReceivedBytes = 112 * 1024;  // leaves room for two stages of activations
 
 // Blocks of a tile that share a multiprocessor.
@@ -42,22 +49,18 @@ inline int64_t hopper_token_tiles(const Linear& linear, int digits, int columns)
   return (linear.m + tokens - 1) / tokens;
 }
 
-inline int64_t hopper_blocks(const Linear& linear, int digits, const HopperTile& tile) {
-  return row_tiles(linear, 128 * tile.row_tiles).count * hopper_token_tiles(linear, digits, tile.columns) * tile.splits;
-}
-
 // Blocks that run at once. Clusters do not fill the last places of the groups that multiprocessors are built in.
 inline int64_t hopper_blocks_at_once(const Device& device, int splits, int resident) {
   constexpr int kOf132[kMostSplits] = {132, 132, 117, 120, 110, 102, 105, 120};  // as an H200 says of clusters of 1..8
   return int64_t{device.multiprocessors} * kOf132[splits - 1] / 132 * resident / splits * splits;
 }
 
-// About the cycles that a call takes: a fit to measurements on an H200 with 64 to 4,096 tokens.
-inline int64_t hopper_cost(const Linear& linear, int digits, bool floating, const HopperTile& tile,
+// About the cycles that a call in so many blocks takes, with K of so many chunks of weights: a fit to measurements on
+// an H200 with 64 to 4,096 tokens.
+inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool floating, const HopperTile& tile,
                            const Device& device) {
-  const int64_t chunks = chunks_of(linear.format, linear.k, 4), size = tile.row_tiles * tile.columns;
-  const int64_t products = 64 * weights_per_byte(linear.format) * size / (floating ? 16 : 32);
-  const int64_t blocks = hopper_blocks(linear, digits, tile);
+  const int64_t size = tile.row_tiles * tile.columns;
+  const int64_t products = 64 * weights_per_byte(format) * size / (floating ? 16 : 32);
   const int resident = hopper_resident(tile.columns, tile.row_tiles);
   const int64_t at_once = hopper_blocks_at_once(device, tile.splits, resident);
   const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
@@ -79,14 +82,14 @@ inline bool has_all_hopper_tiles(const Linear& linear) {
 inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, const Device& device) {
   HopperTile best = {};
   int64_t best_cost = INT64_MAX;
-  const auto consider = [&](int columns, int row_tiles) {
-    const int64_t blocks = hopper_blocks(linear, digits, {columns, row_tiles, 1});
-    const int64_t most = std::min<int64_t>(kMostSplits, chunks_of(linear.format, linear.k, 4));
-    for (int splits = 1; splits == 1 || (splits <= most && blocks * splits <= 2 * device.multiprocessors); ++splits) {
-      const HopperTile tile = {columns, row_tiles, splits};
-      if (floating && splits > 1) break;
+  const int64_t chunks = chunks_of(linear.format, linear.k, 4);
+  const auto consider = [&](int columns, int of_group) {
+    const int64_t tiles = row_tiles(linear, 128 * of_group).count * hopper_token_tiles(linear, digits, columns);
+    const int64_t most = floating ? 1 : std::min<int64_t>(kMostSplits, chunks);
+    for (int splits = 1; splits == 1 || (splits <= most && tiles * splits <= 2 * device.multiprocessors); ++splits) {
+      const HopperTile tile = {columns, of_group, splits};
       if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
-      const int64_t cost = hopper_cost(linear, digits, floating, tile, device);
+      const int64_t cost = hopper_cost(linear.format, chunks, tiles * splits, floating, tile, device);
       if (cost < best_cost) best = tile, best_cost = cost;
     }
   };
