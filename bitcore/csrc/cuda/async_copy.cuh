@@ -5,15 +5,24 @@
 
 namespace bitlab::cuda {
 
-// Copies `from` (16-byte aligned), or zeros where `live` is false.
-__device__ __forceinline__ void copy_16_bytes(uint32_t shared, const void* from, bool live = true) {
+// Copies 16 bytes, aligned. L2 brings the whole line of 128 bytes: without that hint the halves of a line, which two
+// warps copy, are two requests to memory.
+__device__ __forceinline__ void copy_16_bytes(uint32_t shared, const void* from) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(live ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
 #else
-  uint4 v = {0, 0, 0, 0};
-  if (live) v = *static_cast<const uint4*>(from);
+  const uint4 v = *static_cast<const uint4*>(from);
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
+#endif
+}
+
+// Brings memory to L2 (sm_90; elsewhere nothing): of `bytes` from `begin` the whole pieces of 16. One thread is enough.
+__device__ __forceinline__ void prefetch_to_l2(const uint8_t* begin, int64_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const uintptr_t address = reinterpret_cast<uintptr_t>(begin) & ~uintptr_t{15};
+  const uint32_t whole = static_cast<uint32_t>(bytes) & ~15u;
+  if (whole > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(whole) : "memory");
 #endif
 }
 

@@ -57,6 +57,24 @@ __device__ __forceinline__ void decode(uint32_t word, uint32_t (&codes)[weights_
   }
 }
 
+// By how many bits decode_high() shifts codes.
+constexpr int high_shift(Format format) { return format == Format::k2Bit ? 6 : format == Format::kInt4 ? 4 : 0; }
+
+// The same, 2 ** high_shift times as large: a shift to the left is a multiplication to the GPU, on another pipe than
+// the masks.
+template <Format kFormat>
+__device__ __forceinline__ void decode_high(uint32_t word, uint32_t (&codes)[weights_per_byte(kFormat)]) {
+  if constexpr (kFormat == Format::k2Bit) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[i] = word << (6 - 2 * i) & 0xc0c0c0c0u;
+  } else if constexpr (kFormat == Format::kInt4) {
+    codes[0] = word << 4 & 0xf0f0f0f0u;
+    codes[1] = word & 0xf0f0f0f0u;
+  } else {
+    decode<kFormat>(word, codes);
+  }
+}
+
 // Four ternary codes, one a byte, as weights of two bytes: -1, 0 or 1 in bfloat16 or float16. A nibble of a byte
 // permutation says for each byte of the result which of the three low or high bytes it is.
 template <typename Value>

@@ -8,7 +8,7 @@
 //             (hopper_splits.cuh)
 //
 // A product of 64 rows x 128 columns x 32 keeps the tensor cores busy for 64 cycles; its left operand is 16 codes a
-// lane, 7 shifts and masks. Floating-point activations take the same way in values of two bytes (arrange.cu).
+// lane, 4 masks and 3 shifts. Floating-point activations take the same way in values of two bytes (arrange.cu).
 #include <algorithm>
 
 #include "hopper_splits.cuh"
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   int64_t first_row;
   const Weight& weight =
       linear.weights[weight_of_tile(linear, a.tiles, static_cast<int>(blockIdx.y), kRows, &first_row)];
-  const uint32_t ring = shared_address(shared) + a.received_bytes, full = shared_address(barriers),
-                 empty = full + 8 * kMostStages;
+  const uint32_t ring = in_register(shared_address(shared) + a.received_bytes),
+                 full = in_register(shared_address(barriers)), empty = full + 8 * kMostStages;
   const Splits<kColumns, kRowTiles> of_splits = {quantized.digits, splits, split, shared_address(shared),
                                                  empty + 8 * kMostStages};
   const int8_t* from = quantized.q + (token_tile * quantized.chunks + first_chunk) *
@@ -103,10 +103,11 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
     rows[i] = first + static_cast<int64_t>(min(row, last_row)) * a.row_bytes;
   }
   int offset = first_chunk * kChunkBytes + lane % 4 * 16;  // of the next copy
+  const int copies_end = kAligned ? min(end_chunk * kChunkBytes, a.row_bytes) : end_chunk * kChunkBytes;
   uint32_t copy_stage = own;
   const auto copy = [&] {
     if constexpr (!kAligned) __syncwarp();  // lanes have read their neighbours' bytes
-    if (offset < end_chunk * kChunkBytes)
+    if (offset < copies_end)
 #pragma unroll
       for (int j = 0; j < 2 * kRowTiles; ++j)
         copy_share<kAligned>(weight, a.row_bytes, rows[j], offset, copy_stage + j * 8 * kRowStage<kAligned>);
@@ -174,7 +175,11 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
 #pragma unroll
         for (int w = 0; w < kBatchWords; ++w) {
           uint32_t codes[Layout::kPerByte];
-          decode<kFormat>(words[j].word[batch * kBatchWords + w], codes);
+          if constexpr (kInt8) {
+            decode_high<kFormat>(words[j].word[batch * kBatchWords + w], codes);
+          } else {
+            decode<kFormat>(words[j].word[batch * kBatchWords + w], codes);
+          }
 #pragma unroll
           for (int c = 0; c < Layout::kPerByte; ++c) {
             const int r = w * Layout::kPerByte + c;
@@ -316,8 +321,9 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
   }
   if (columns == 32) return launch_aligned<kFormat, 32, 1>(a, device, stream);
   if (columns == 64) return launch_aligned<kFormat, 64, 1>(a, device, stream);
-  return a.quantized.hopper.row_tiles == 2 ? launch_aligned<kFormat, 128, 2>(a, device, stream)
-                                           : launch_aligned<kFormat, 128, 1>(a, device, stream);
+  if constexpr (!hopper_is_light(kFormat, false))
+    if (a.quantized.hopper.row_tiles == 1) return launch_aligned<kFormat, 128, 1>(a, device, stream);
+  return launch_aligned<kFormat, 128, 2>(a, device, stream);
 }
 
 }  // namespace

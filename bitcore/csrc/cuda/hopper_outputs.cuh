@@ -87,8 +87,10 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
       const Sum sum0 = sums[i / 2][4 * j + i % 2 * 2], sum1 = sums[i / 2][4 * j + i % 2 * 2 + 1];
       float value0, value1;
       if constexpr (std::is_same_v<Sum, int>) {
-        value0 = __fmul_rn(static_cast<float>(sum0 - zero[i] * sum.x), __fmul_rn(scale.x, row_scale[i]));
-        value1 = __fmul_rn(static_cast<float>(sum1 - zero[i] * sum.y), __fmul_rn(scale.y, row_scale[i]));
+        value0 = __fmul_rn(static_cast<float>((sum0 >> high_shift(kFormat)) - zero[i] * sum.x),
+                           __fmul_rn(scale.x, row_scale[i]));
+        value1 = __fmul_rn(static_cast<float>((sum1 >> high_shift(kFormat)) - zero[i] * sum.y),
+                           __fmul_rn(scale.y, row_scale[i]));
       } else {
         value0 = __fmul_rn(sum0, row_scale[i]);
         value1 = __fmul_rn(sum1, row_scale[i]);
@@ -156,7 +158,8 @@ __device__ __forceinline__ void write_sums(const Hopper& a, const Weight& weight
       const Words<4> of_rows = load_shared_words(sums + ((i * digits + d) * kStride + row) * 4);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        total[j][d] = static_cast<int>(of_rows.word[j]) - zero[j] * factors.column_sum[token * digits + d];
+        total[j][d] = (static_cast<int>(of_rows.word[j]) >> high_shift(kFormat)) -
+                      zero[j] * factors.column_sum[token * digits + d];
     }
     const float scale = factors.token_scale[token];
     float values[4];

@@ -12,11 +12,13 @@ constexpr int kHopperGroups = 2;  // warpgroups of a block
 
 constexpr int kMostSplits = 8;  // blocks that any GPU with clusters can start together
 
+constexpr int64_t kMostHopperK = 1 << 16;  // sums of int8 with decode_high's codes stay in 32 bits
+
 // What fits the dimensions of a grid.
 inline bool hopper_can_serve(const Linear& linear) {
   int64_t rows = 0;
   for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
-  return linear.group_size == 0 && linear.m < 1 << 24 && rows < 1 << 22;
+  return linear.group_size == 0 && linear.m < 1 << 24 && rows < 1 << 22 && linear.k <= kMostHopperK;
 }
 
 // Where blocks share K, each gets the sums of every splits-th eight tokens, all digits together: so many times eight
@@ -55,10 +57,23 @@ inline int64_t hopper_blocks_at_once(const Device& device, int splits, int resid
   return int64_t{device.multiprocessors} * kOf132[splits - 1] / 132 * resident / splits * splits;
 }
 
-// About the cycles that a call in so many blocks takes, with K of so many chunks of weights: a fit to measurements on
-// an H200 with 64 to 4,096 tokens.
+// What a tile costs beside its products, in about cycles.
+struct HopperCosts {
+  int64_t chunk_256_rows, chunk_128_columns, chunk_64_columns, chunk_32_columns;
+  int64_t least_alone, least_shared;  // a chunk of 128 rows and fewer columns waits for its own products
+  int64_t block, block_size;          // the ends of a block: beside, and for each 128 x 1 outputs
+  int64_t split, split_size;          // the same where blocks share K
+  int64_t shared_tenths;              // times as much for blocks that share a multiprocessor
+};
+// Fits to measurements on an H200 with 16 to 8,192 tokens. Codes that are decoded in few instructions, and others.
+constexpr HopperCosts kLightCosts = {1500, 2000, 590, 720, 1700, 0, 4500, 2, 850, 200, 16};
+constexpr HopperCosts kHeavyCosts = {512, 450, 350, 350, 1000, 1000, 1500, 30, 700, 30, 12};
+constexpr bool hopper_is_light(Format format, bool floating) { return format != Format::kBase3 && !floating; }
+
+// About the cycles that a call in so many blocks takes, with K of so many chunks of weights.
 inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool floating, const HopperTile& tile,
                            const Device& device) {
+  const HopperCosts& costs = hopper_is_light(format, floating) ? kLightCosts : kHeavyCosts;
   const int64_t size = tile.row_tiles * tile.columns;
   const int64_t products = 64 * weights_per_byte(format) * size / (floating ? 16 : 32);
   const int resident = hopper_resident(tile.columns, tile.row_tiles);
@@ -66,10 +81,16 @@ inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool f
   const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
   // Blocks that start together end together, but not after several turns.
   const int64_t half_turns = blocks <= 2 * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
-  const int64_t beside_products = tile.row_tiles == 2 ? 512 : tile.columns == 128 ? 450 : 350;
-  int64_t chunk = (products + beside_products) * (alone ? 1 : resident);
-  if (tile.columns < 128 && tile.row_tiles == 1 && chunk < 1000) chunk = 1000;  // waits for its own products
-  const int64_t ends = (1500 + 30 * size + (tile.splits > 1 ? 700 + 30 * size : 0)) * (alone ? 5 : 6) / 5;
+  const int64_t beside = tile.row_tiles == 2   ? costs.chunk_256_rows
+                         : tile.columns == 128 ? costs.chunk_128_columns
+                         : tile.columns == 64  ? costs.chunk_64_columns
+                                               : costs.chunk_32_columns;
+  int64_t chunk = (products + beside) * (alone ? 1 : resident);
+  if (tile.columns < 128 && tile.row_tiles == 1)
+    chunk = std::max(chunk, alone ? costs.least_alone : costs.least_shared);
+  const int64_t ends =
+      (costs.block + costs.block_size * size + (tile.splits > 1 ? costs.split + costs.split_size * size : 0)) *
+      (alone ? 10 : costs.shared_tenths) / 10;
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
 }
 
@@ -93,7 +114,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
       if (cost < best_cost) best = tile, best_cost = cost;
     }
   };
-  consider(128, 1);
+  if (!hopper_is_light(linear.format, floating)) consider(128, 1);  // 64 columns are faster else
   consider(128, 2);
   if (!floating) {
     consider(32, 1);

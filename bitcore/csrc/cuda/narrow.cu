@@ -7,7 +7,7 @@
 //
 // Activations cross L2 once for each tile of rows, so tiles are as high as the multiprocessors still all get some.
 // wgmma is no faster for so few columns: its left operand takes as long to read as a product with 32 columns or more.
-// Two bits a weight: 32 bytes a lane are 128 weights, 56 shifts and masks, and 16 products m16n8k32 of the warp.
+// Two bits a weight: 32 bytes a lane are 128 weights, 40 shifts and masks, and 16 products m16n8k32 of the warp.
 #include <stdint.h>
 
 #include "activations.cuh"
@@ -22,6 +22,9 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kColumns = kNarrowColumns, kColumnTiles = kColumns / 8;
+
+// Sums of scaled codes (decode_words) of a warp stay in 32 bits.
+constexpr int64_t kMostK = 1 << 20;
 
 struct Narrow {
   Linear linear;
@@ -60,14 +63,14 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
 
   // Bytes of a row: this lane's of the next chunk to copy, and the end of this warp's chunks.
   int offset = warp * kChunkBytes + t * 16;
-  const int end = chunks * kChunkBytes;
+  const int end = chunks * kChunkBytes, copies_end = kAligned ? static_cast<int>(a.row_bytes) : end;
   const uint8_t* row = weight.packed + min(first + g, weight.n - 1) * a.row_bytes;
   const uint8_t* row8 = weight.packed + min(first + g + 8, weight.n - 1) * a.row_bytes;
   const int64_t row_tile_bytes = 16 * a.row_bytes;
   const uint32_t own_weights =
       shared_address(shared) + warp * kRowTiles * kWeightStage<kAligned> + place_in_stage<kAligned>();
   const auto copy_weights = [&](int r) {
-    if (offset >= end) return;
+    if (offset >= copies_end) return;
     const uint32_t to = own_weights + r * kWeightStage<kAligned>;
     copy_share<kAligned>(weight, a.row_bytes, row + r * row_tile_bytes, offset, to);
     copy_share<kAligned>(weight, a.row_bytes, row8 + r * row_tile_bytes, offset, to + 8 * kRowStage<kAligned>);
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   end_copies();
   wait_for_copies<0>();
 
-  int sums[kRowTiles][kColumnTiles][4] = {};
+  int sums[kRowTiles][kColumnTiles][2][4] = {};  // by scale of decode_words
   while (offset < end) {
     offset += kWarps * kChunkBytes;
     Words<4> b[kQuads][kColumnTiles];
@@ -124,8 +127,8 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
         for (int j = 0; j < kColumnTiles; ++j) {
           const int k = 4 * quad;
           const uint32_t (&of)[4] = b[quad][j].word;
-          multiply_add(sums[r][j], codes[k], codes8[k], codes[k + 1], codes8[k + 1], of[0], of[1]);
-          multiply_add(sums[r][j], codes[k + 2], codes8[k + 2], codes[k + 3], codes8[k + 3], of[2], of[3]);
+          multiply_add(sums[r][j][0], codes[k], codes8[k], codes[k + 1], codes8[k + 1], of[0], of[1]);
+          multiply_add(sums[r][j][1], codes[k + 2], codes8[k + 2], codes[k + 3], codes8[k + 3], of[2], of[3]);
         }
     }
   }
@@ -140,7 +143,8 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
     for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        partial[(warp * kColumns + 8 * j + 2 * t + i % 2) * kSumStride + 16 * r + g + i / 2 * 8] = sums[r][j][i];
+        partial[(warp * kColumns + 8 * j + 2 * t + i % 2) * kSumStride + 16 * r + g + i / 2 * 8] =
+            sum_of_pairs<kFormat>(sums[r][j][0][i], sums[r][j][1][i]);
   __syncthreads();
   const int digits = a.quantized.digits;
   for (int out = threadIdx.x; out < static_cast<int>(linear.m) * kRows; out += kThreads) {
@@ -196,7 +200,7 @@ cudaError_t launch_format(const Narrow& a, const Device& device, bool aligned, v
 }  // namespace
 
 bool narrow_can_serve(const Linear& linear, int digits, const Device& device) {
-  return linear.group_size == 0 && linear.m * digits <= kColumns &&
+  return linear.group_size == 0 && linear.m * digits <= kColumns && linear.k <= kMostK &&
          shared_bytes<Format::kBase3, 1, false>() <= device.shared_memory;
 }
 

@@ -42,7 +42,9 @@ Path path_of(const Linear& linear, const Device& device) {
   if (decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
   if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
-  if (narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
+  // Where tiles of 128 rows are one for each multiprocessor, hopper.cu need not share K.
+  const bool fills = hopper && row_tiles(linear, 128).count > device.multiprocessors;
+  if (!fills && narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
   if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 && is_ternary(linear) &&
       linear.m >= kFewestFloating)
     return Path::kHopperFloating;

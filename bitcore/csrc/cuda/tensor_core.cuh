@@ -10,6 +10,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The value, which the compiler keeps from here on instead of computing it anew at each use.
+template <typename T>
+__device__ __forceinline__ T in_register(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Four core matrices of 8 columns x 16 bytes; lane L names row L % 8 of matrix L / 8 and gets word L % 4 of row L / 4.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

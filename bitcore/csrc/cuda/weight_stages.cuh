@@ -34,13 +34,14 @@ __device__ __forceinline__ void copy_inside(const Weight& weight, int64_t row_by
   }
 }
 
-// Copies this lane's share of a chunk of `row`, `offset` bytes behind the row's start.
+// Copies this lane's share of a chunk of `row`, `offset` bytes behind the row's start; where kAligned that is inside
+// the row.
 template <bool kAligned>
 __device__ __forceinline__ void copy_share(const Weight& weight, int64_t row_bytes, const uint8_t* row, int offset,
                                            uint32_t to) {
   const uint8_t* from = row + offset;
   if constexpr (kAligned) {
-    copy_16_bytes(to, from, offset < row_bytes);
+    copy_16_bytes(to, from);
   } else {
     const uint8_t* aligned = from - (reinterpret_cast<uintptr_t>(row) & 15);
     copy_inside(weight, row_bytes, aligned, to);
@@ -79,17 +80,32 @@ __device__ __forceinline__ Words<4> staged_words(uint32_t from, uint32_t shift) 
   }
 }
 
-// The codes of a lane's words: register r of fragments.cuh.
+// The codes of a lane's words, register r of fragments.cuh, scaled: those of two neighbouring registers alike. Two bits
+// a weight take one shift a word so, on the pipe of multiplications, instead of three on that of the masks.
 template <Format kFormat>
 __device__ __forceinline__ void decode_words(const Words<4>& words, uint32_t (&codes)[4 * weights_per_byte(kFormat)]) {
   constexpr int kPerByte = weights_per_byte(kFormat);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     uint32_t of_word[kPerByte];
-    decode<kFormat>(words.word[w], of_word);
+    if constexpr (kFormat == Format::k2Bit) {
+      const uint32_t shifted = words.word[w] << 2;
+      of_word[0] = shifted & 0x0c0c0c0cu;
+      of_word[1] = words.word[w] & 0x0c0c0c0cu;
+      of_word[2] = shifted & 0xc0c0c0c0u;
+      of_word[3] = words.word[w] & 0xc0c0c0c0u;
+    } else {
+      decode<kFormat>(words.word[w], of_word);
+    }
 #pragma unroll
     for (int i = 0; i < kPerByte; ++i) codes[w * kPerByte + i] = of_word[i];
   }
+}
+
+// The sum of both, with decode_words' scales taken back: of products with registers r, r + 1 where r % 4 is 0, and 2.
+template <Format kFormat>
+__device__ __forceinline__ int sum_of_pairs(int first, int second) {
+  return kFormat == Format::k2Bit ? (first >> 2) + (second >> 6) : first + second;
 }
 
 }  // namespace bitlab::cuda
