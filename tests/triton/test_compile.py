@@ -87,11 +87,13 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
     from bitcore.kernels.triton.gemv import gemv_kernel
 
     nvidia = target.backend == "cuda"
+    overlaps = nvidia and target.arch >= 90
     constants = {
         "PER_BYTE": 4,
         "OFFSET": 1,
         "ONE_SCALE": True,
         "PTX": nvidia,
+        "OVERLAP": overlaps,
         "FEATURES": 4,
         "WORDS": 256,
         "zero_point": None,
@@ -99,8 +101,9 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
     code = compiled(gemv_kernel, target, constants, packed="*i32")
     if nvidia:
         assert "dp4a.u32.s32" in code["ptx"]
+        assert ("griddepcontrol.wait" in code["ptx"]) == overlaps
     constants = {
-        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "QUANTIZE": True, "PER_TENSOR": True, "OVERLAP": False,
+        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "QUANTIZE": True, "PER_TENSOR": True, "OVERLAP": overlaps,
     }  # fmt: skip
     assert compiled(arrange_kernel, target, constants)
 

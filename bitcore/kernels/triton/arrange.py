@@ -6,7 +6,7 @@ and for the values. per_tensor: the largest magnitudes of all tokens are written
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SMALLEST = tl.constexpr(1e-5)  # absmax: m is at least this
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: anything else is Inf or NaN
@@ -46,6 +46,7 @@ def arrange_kernel(
     SLOTS is PER_BYTE rounded up to a power of two, TILE the bytes' worth of features a step.
     """
     if OVERLAP:
+        gdc_wait()
         gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     x += token * token_stride

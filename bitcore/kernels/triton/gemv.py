@@ -9,9 +9,10 @@ The first rows are on their way from memory before x is looked at, and the next 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bitcore.kernels.triton.arrange import LARGEST, ROUND, SMALLEST
-from bitcore.kernels.triton.weights import word_planes
+from bitcore.kernels.triton.weights import prefetch, word_planes
 
 MAX_WORDS = 2048  # of a row: registers hold x
 
@@ -32,6 +33,7 @@ def gemv_kernel(
     OFFSET: tl.constexpr,
     ONE_SCALE: tl.constexpr,
     PTX: tl.constexpr,
+    OVERLAP: tl.constexpr,
     FEATURES: tl.constexpr,
     WORDS: tl.constexpr,
 ):
@@ -39,6 +41,11 @@ def gemv_kernel(
     first = tl.program_id(0) * FEATURES
     step = tl.num_programs(0) * FEATURES
     word = tl.arange(0, WORDS)
+    if OVERLAP:
+        first_rows = tl.minimum(first + tl.arange(0, FEATURES), out_features - 1).to(tl.int64)
+        prefetch(packed + first_rows * row_words, row_words * 4)
+        gdc_wait()
+        gdc_launch_dependents()
     words = _load_rows(packed, first + tl.arange(0, FEATURES), word, out_features, row_words)
 
     of_byte = (word[:, None] * 4 + tl.arange(0, 4)[None, :]) * PER_BYTE
@@ -75,7 +82,8 @@ def gemv_kernel(
         if ONE_SCALE:
             scale_at *= 0
         offset = OFFSET if zero_point is None else tl.load(zero_point + scale_at).to(tl.int32) + OFFSET
-        product = tl.sum(products, 1) - offset * sum_of_q
+        scaled_by: tl.constexpr = 6 if PER_BYTE == 4 else 4 if PER_BYTE == 2 else 0  # bits, word_planes
+        product = (tl.sum(products, 1) >> scaled_by) - offset * sum_of_q
         total = product.to(tl.float32) * (scale * tl.load(weight_scale + scale_at))
         if bias is not None:
             total += tl.load(bias + row, mask=row < out_features, other=0.0).to(tl.float32)

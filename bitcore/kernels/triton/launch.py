@@ -140,7 +140,7 @@ def _launch_product(call: Call, tile: Tile) -> None:
         STAGES=tile.stages,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        **({"launch_pdl": True} if overlap else {}),
+        **_launch_options(overlap),
         **OPTIONS,
     )
 
@@ -179,6 +179,7 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
         QUANTIZE=granularity is not None,
         PER_TENSOR=granularity == "per_tensor",
         OVERLAP=overlap,
+        **_launch_options(overlap),
         **options,
     )
     return q, scales, sums
@@ -186,6 +187,7 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
 
 def _launch_gemv(call: Call, tile: GemvTile) -> None:
     out_features, row_bytes = call.packed.shape
+    overlap = _can_overlap(call.x.device)
     programs = min(triton.cdiv(out_features, tile.features), tile.programs * _processors(call.x.device))
     gemv_kernel[(programs,)](
         call.x,
@@ -202,11 +204,17 @@ def _launch_gemv(call: Call, tile: GemvTile) -> None:
         OFFSET=call.offset,
         ONE_SCALE=call.weight_scale.numel() == 1,
         PTX=PTX,
+        OVERLAP=overlap,
         FEATURES=tile.features,
         WORDS=triton.next_power_of_2(row_bytes // 4),
         num_warps=tile.warps,
+        **_launch_options(overlap),
         **OPTIONS,
     )
+
+
+def _launch_options(overlap: bool) -> dict[str, bool]:
+    return {"launch_pdl": True} if overlap else {}
 
 
 @cache

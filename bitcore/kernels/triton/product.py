@@ -9,9 +9,9 @@ warp or two each, and adds up their sums at the end: all of the GPU keeps readin
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bitcore.kernels.triton.weights import four_planes, planes, two_planes
+from bitcore.kernels.triton.weights import four_planes, planes, prefetch, two_planes
 
 TILES_BESIDE = tl.constexpr(8)  # tiles of tokens that are computed together, so that their weights are read once
 
@@ -65,8 +65,11 @@ def product_kernel(
     token, feature = tl.minimum(token, tokens - 1), tl.minimum(feature, out_features - 1)
     if OVERLAP:
         if SLICES > 1:
-            _prefetch(packed, first_feature, out_features, row_bytes, slice_bytes, FEATURES, SLICES)
+            row = tl.arange(0, SLICES * FEATURES)
+            prefetched = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
+            prefetch(packed + prefetched * row_bytes + row // FEATURES * slice_bytes, slice_bytes)
         gdc_wait()
+        gdc_launch_dependents()
     if GRANULARITY == "per_group":
         total = tl.zeros((FEATURES, TOKENS), tl.float32)
         for group in range(groups):
@@ -96,20 +99,6 @@ def product_kernel(
     if bias is not None:
         total += tl.load(bias + feature)[:, None].to(tl.float32)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _prefetch(
-    packed, first_feature, out_features, row_bytes, slice_bytes, FEATURES: tl.constexpr, SLICES: tl.constexpr
-):
-    """Asks for the tile's weights while the activations are still being quantized; they may not be read before that."""
-    row = tl.arange(0, SLICES * FEATURES)
-    feature = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
-    at = (packed + feature * row_bytes + row // FEATURES * slice_bytes).to(tl.int64, bitcast=True)
-    for line in range(0, slice_bytes, 128):
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at + line], tl.int32, is_pure=False, pack=1
-        )
 
 
 @triton.jit

@@ -75,11 +75,17 @@ def planes(packed, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def word_planes(words, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
-    """The codes of int32 `words` of four packed bytes each: PER_BYTE int32 tensors of four codes."""
+    """The codes of int32 `words` of four packed bytes each: PER_BYTE int32 tensors of four unsigned codes.
+
+    Codes of 2bit are 64 times as large and those of int4 16 times: in the highest bits of their bytes, where shifts to
+    the left bring them, which NVIDIA's GPUs do with their multipliers.
+    """
     if PER_BYTE == 4:
-        return (words & 0x03030303, (words >> 2) & 0x03030303, (words >> 4) & 0x03030303, (words >> 6) & 0x03030303)
+        top = -0x3F3F3F40  # 0xC0C0C0C0
+        return ((words << 6) & top, (words << 4) & top, (words << 2) & top, words & top)
     elif PER_BYTE == 2:
-        return (words & 0x0F0F0F0F, (words >> 4) & 0x0F0F0F0F)
+        top = -0x0F0F0F10  # 0xF0F0F0F0
+        return ((words << 4) & top, words & top)
     elif PTX:
         return tl.inline_asm_elementwise(
             _BASE3,
@@ -102,6 +108,16 @@ def word_planes(words, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
             ((even2 >> 8) & 0x00FF00FF) | (odd2 & 0x03000300),
             ((even3 >> 8) & 0x00FF00FF) | (odd3 & 0x03000300),
             ((even4 >> 8) & 0x00FF00FF) | (odd4 & 0x03000300),
+        )
+
+
+@triton.jit
+def prefetch(rows, size):
+    """Brings `size` bytes from each of the pointers `rows` to L2: weights that may be asked for but not read yet."""
+    at = rows.to(tl.int64, bitcast=True)
+    for line in range(0, size, 128):
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at + line], tl.int32, is_pure=False, pack=1
         )
 
 
