@@ -10,6 +10,7 @@ namespace bitlab::cuda {
 
 constexpr int kRows = 16;  // of a tile
 
+// A call whose blocks take tile after tile.
 struct TiledCall {
   Linear linear;
   Quantized quantized;

@@ -200,7 +200,8 @@ cudaError_t launch_stages(const Decode& a, const Device& device, void* stream) {
                 dim3(static_cast<unsigned>(blocks)), kThreads, shared, stream, true, 1, a);
 }
 
-// The fewer tiles a block takes, the more its start counts: then fewer copies ahead of it.
+// The fewer tiles a block takes, the more its start counts: then fewer copies ahead of it. Fewer also where more would
+// leave room for one block alone.
 template <Format kFormat, int kDigits, bool kQuantizes, bool kNormalizes = false>
 cudaError_t launch_aligned(const Decode& a, const Device& device, void* stream) {
   if (a.tiles.count * a.quantized.chunks <= kFewChunks<kQuantizes> * device.multiprocessors ||

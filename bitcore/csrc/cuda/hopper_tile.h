@@ -14,7 +14,7 @@ constexpr int kMostSplits = 8;  // blocks that any GPU with clusters can start t
 
 constexpr int64_t kMostHopperK = 1 << 16;  // sums of int8 with decode_high's codes stay in 32 bits
 
-// What fits the dimensions of a grid.
+// What fits the dimensions of a grid, and sums of 32 bits.
 inline bool hopper_can_serve(const Linear& linear) {
   int64_t rows = 0;
   for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
@@ -66,8 +66,28 @@ struct HopperCosts {
   int64_t shared_tenths;              // times as much for blocks that share a multiprocessor
 };
 // Fits to measurements on an H200 with 16 to 8,192 tokens. Codes that are decoded in few instructions, and others.
-constexpr HopperCosts kLightCosts = {1500, 2000, 590, 720, 1700, 0, 4500, 2, 850, 200, 16};
-constexpr HopperCosts kHeavyCosts = {512, 450, 350, 350, 1000, 1000, 1500, 30, 700, 30, 12};
+constexpr HopperCosts kLightCosts = {.chunk_256_rows = 1500,
+                                     .chunk_128_columns = 0,  // never asked for, see hopper_tile
+                                     .chunk_64_columns = 590,
+                                     .chunk_32_columns = 720,
+                                     .least_alone = 1700,
+                                     .least_shared = 0,
+                                     .block = 4500,
+                                     .block_size = 2,
+                                     .split = 850,
+                                     .split_size = 200,
+                                     .shared_tenths = 16};
+constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
+                                     .chunk_128_columns = 450,
+                                     .chunk_64_columns = 350,
+                                     .chunk_32_columns = 350,
+                                     .least_alone = 1000,
+                                     .least_shared = 1000,
+                                     .block = 1500,
+                                     .block_size = 30,
+                                     .split = 700,
+                                     .split_size = 30,
+                                     .shared_tenths = 12};
 constexpr bool hopper_is_light(Format format, bool floating) { return format != Format::kBase3 && !floating; }
 
 // About the cycles that a call in so many blocks takes, with K of so many chunks of weights.
@@ -114,7 +134,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
       if (cost < best_cost) best = tile, best_cost = cost;
     }
   };
-  if (!hopper_is_light(linear.format, floating)) consider(128, 1);  // 64 columns are faster else
+  if (!hopper_is_light(linear.format, floating)) consider(128, 1);  // else 64 columns are faster
   consider(128, 2);
   if (!floating) {
     consider(32, 1);

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bitcore.kernels.triton.arrange import LARGEST, ROUND, SMALLEST
-from bitcore.kernels.triton.weights import prefetch, word_planes
+from bitcore.kernels.triton.weights import prefetch, unscaled, word_planes
 
 MAX_WORDS = 2048  # of a row: registers hold x
 
@@ -82,8 +82,7 @@ def gemv_kernel(
         if ONE_SCALE:
             scale_at *= 0
         offset = OFFSET if zero_point is None else tl.load(zero_point + scale_at).to(tl.int32) + OFFSET
-        scaled_by: tl.constexpr = 6 if PER_BYTE == 4 else 4 if PER_BYTE == 2 else 0  # bits, word_planes
-        product = (tl.sum(products, 1) >> scaled_by) - offset * sum_of_q
+        product = unscaled(tl.sum(products, 1), PER_BYTE) - offset * sum_of_q
         total = product.to(tl.float32) * (scale * tl.load(weight_scale + scale_at))
         if bias is not None:
             total += tl.load(bias + row, mask=row < out_features, other=0.0).to(tl.float32)

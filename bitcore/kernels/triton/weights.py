@@ -112,6 +112,17 @@ def word_planes(words, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
+def unscaled(sums, PER_BYTE: tl.constexpr):
+    """Sums of products with the codes of word_planes, as if these had been in the lowest bits."""
+    if PER_BYTE == 4:
+        return sums >> 6
+    elif PER_BYTE == 2:
+        return sums >> 4
+    else:
+        return sums
+
+
+@triton.jit
 def prefetch(rows, size):
     """Brings `size` bytes from each of the pointers `rows` to L2: weights that may be asked for but not read yet."""
     at = rows.to(tl.int64, bitcast=True)
