@@ -97,15 +97,23 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "FEATURES": 4,
         "WORDS": 256,
         "zero_point": None,
+        "bias": None,
+        "feature_stride": 1,
     }
     code = compiled(gemv_kernel, target, constants, packed="*i32")
     if nvidia:
         assert "dp4a.u32.s32" in code["ptx"]
         assert ("griddepcontrol.wait" in code["ptx"]) == overlaps
+        assert "ld.global.b16" not in code["ptx"]  # x comes 16 bytes at a time
     constants = {
-        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "QUANTIZE": True, "PER_TENSOR": True, "OVERLAP": overlaps,
+        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "ONE_STEP": True, "QUANTIZE": True, "OVERLAP": overlaps,
+        "feature_stride": 1,
     }  # fmt: skip
-    assert compiled(arrange_kernel, target, constants)
+    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": True})
+    code = compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})
+    if nvidia:
+        assert "ld.global.b16" not in code["ptx"]
+    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "ONE_STEP": False})
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))

@@ -1,7 +1,8 @@
 """Activations for the products: int8 with a scale a token, or as they come, in the order of K of weights.py.
 
-A program takes one token. per_token: it reads it twice, the second time from its L1 cache, for the largest magnitude
-and for the values. per_tensor: the largest magnitudes of all tokens are written first, by a launch of their own.
+A program takes one token. per_token: it looks for the largest magnitude first; a token of more than one step is read
+again for that, from the L1 cache. per_tensor: the largest magnitudes of all tokens are written first, by a launch of
+their own.
 """
 
 import triton
@@ -13,14 +14,14 @@ LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: anything else is In
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number, half to even
 
 
-@triton.jit(do_not_specialize=["in_features"])
+@triton.jit
 def largest_magnitudes_kernel(x, largest, in_features, token_stride, feature_stride, TILE: tl.constexpr):
-    """largest[token] = max(abs(x[token])), Inf where the token holds NaN or Inf."""
+    """largest[token] = max(abs(x[token])), Inf or NaN where the token holds one."""
     token = tl.program_id(0).to(tl.int64)
     tl.store(largest + token, _largest_magnitude(x + token * token_stride, in_features, feature_stride, TILE))
 
 
-@triton.jit(do_not_specialize=["tokens", "in_features"])
+@triton.jit(do_not_specialize=["tokens"])
 def arrange_kernel(
     x,
     q,
@@ -36,6 +37,7 @@ def arrange_kernel(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     QUANTIZE: tl.constexpr,
     PER_TENSOR: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -43,7 +45,8 @@ def arrange_kernel(
     """x [tokens, in_features] to q [tokens, width], width a multiple of PER_BYTE * BLOCK, zeros at the end.
 
     QUANTIZE: q is int8, with scales float32 [tokens] and sums int32 [tokens] of q. Otherwise q has x's dtype.
-    SLOTS is PER_BYTE rounded up to a power of two, TILE the bytes' worth of features a step.
+    SLOTS is PER_BYTE rounded up to a power of two, TILE the bytes' worth of features a step;
+    ONE_STEP says that TILE is no less than width // PER_BYTE.
     """
     if OVERLAP:
         gdc_wait()
@@ -51,9 +54,13 @@ def arrange_kernel(
     token = tl.program_id(0).to(tl.int64)
     x += token * token_stride
     q += token * width
+    if ONE_STEP:
+        whole = _load_features(x, 0, in_features, feature_stride, PER_BYTE, SLOTS, TILE)
     if QUANTIZE:
         if PER_TENSOR:
             largest = _largest_magnitude(largest_magnitudes, tokens, 1, 1024)
+        elif ONE_STEP:
+            largest = tl.max(magnitude_bits(whole.to(tl.float32))).to(tl.float32, bitcast=True)
         else:
             largest = _largest_magnitude(x, in_features, feature_stride, TILE * SLOTS)
         finite = largest <= LARGEST
@@ -64,10 +71,10 @@ def arrange_kernel(
     place = tl.arange(0, SLOTS)[None, :]
     for first in range(0, width // PER_BYTE, TILE):
         at = first + byte
-        feature = at[:, None] * PER_BYTE + place
-        values = tl.load(
-            x + feature.to(tl.int64) * feature_stride, mask=(place < PER_BYTE) & (feature < in_features), other=0.0
-        )
+        if ONE_STEP:
+            values = whole
+        else:
+            values = _load_features(x, first, in_features, feature_stride, PER_BYTE, SLOTS, TILE)
         if QUANTIZE:
             scaled = values.to(tl.float32) * inverse
             rounded = tl.clamp((scaled + ROUND) - ROUND, -128.0, 127.0)
@@ -82,11 +89,33 @@ def arrange_kernel(
 
 
 @triton.jit
+def _load_features(
+    x, first, in_features, feature_stride, PER_BYTE: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr
+):
+    """[TILE, SLOTS] of x: PER_BYTE features for every byte from byte `first` on, then zeros up to SLOTS."""
+    if PER_BYTE == SLOTS:  # one row, so that as many as possible are loaded at once
+        feature = first * PER_BYTE + tl.arange(0, TILE * SLOTS)
+        mask = feature < in_features
+    else:
+        place = tl.arange(0, SLOTS)[None, :]
+        feature = (first + tl.arange(0, TILE))[:, None] * PER_BYTE + place
+        mask = (place < PER_BYTE) & (feature < in_features)
+    values = tl.load(x + feature.to(tl.int64) * feature_stride, mask=mask, other=0.0)
+    return tl.reshape(values, (TILE, SLOTS))
+
+
+@triton.jit
 def _largest_magnitude(x, count, stride, TILE: tl.constexpr):
-    """max(abs(x[0 .. count - 1])), Inf where one is NaN or Inf."""
-    largest = tl.zeros((TILE,), tl.float32)
+    """max(abs(x[0 .. count - 1])), Inf or NaN where one is."""
+    largest = tl.zeros((TILE,), tl.int32)
     for first in range(0, count, TILE):
         index = first + tl.arange(0, TILE)
-        magnitude = tl.abs(tl.load(x + index.to(tl.int64) * stride, mask=index < count, other=0.0).to(tl.float32))
-        largest = tl.maximum(largest, tl.where(magnitude <= LARGEST, magnitude, float("inf")))
-    return tl.max(largest, 0)
+        values = tl.load(x + index.to(tl.int64) * stride, mask=index < count, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, magnitude_bits(values))
+    return tl.max(largest, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def magnitude_bits(values):
+    """abs(values) of float32 as int32, which have the same order; Inf and NaN are above all others."""
+    return values.to(tl.int32, bitcast=True) & 0x7FFFFFFF

@@ -176,6 +176,7 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
         SLOTS=slots,
         BLOCK=block,
         TILE=step,
+        ONE_STEP=blocks * block <= step,
         QUANTIZE=granularity is not None,
         PER_TENSOR=granularity == "per_tensor",
         OVERLAP=overlap,

@@ -65,9 +65,8 @@ def product_kernel(
     token, feature = tl.minimum(token, tokens - 1), tl.minimum(feature, out_features - 1)
     if OVERLAP:
         if SLICES > 1:
-            row = tl.arange(0, SLICES * FEATURES)
-            prefetched = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
-            prefetch(packed + prefetched * row_bytes + row // FEATURES * slice_bytes, slice_bytes)
+            rows = tl.minimum(FEATURES, out_features - first_feature)
+            prefetch(packed + first_feature.to(tl.int64) * row_bytes, rows * row_bytes)
         gdc_wait()
         gdc_launch_dependents()
     if GRANULARITY == "per_group":

@@ -146,6 +146,7 @@ def triton_quantize_tokens(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]
             SLOTS=1,
             BLOCK=1,
             TILE=step,
+            ONE_STEP=in_features <= step,
             QUANTIZE=True,
             PER_TENSOR=per_tensor,
             OVERLAP=False,
