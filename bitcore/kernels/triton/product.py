@@ -137,7 +137,9 @@ def _product(
     """[FEATURES, TOKENS]: q times the codes (CENTERED: codes - offset) of bytes first_byte..end of every slice."""
     QUANTIZED: tl.constexpr = q.dtype.element_ty == tl.int8
     PLANES: tl.constexpr = 4 if PER_BYTE == 5 else PER_BYTE  # in the first operand
-    # A tile that is cut off computes its last row again, rather than to mask every load of it.
+    # A tile that is cut off computes its last row again, rather than to mask every load of it. But a tile of FEW tokens
+    # reads about as much of q as of its weights, and is cut off most times: it reads no tokens that do not exist.
+    FEW: tl.constexpr = TOKENS <= 16
     row = tl.arange(0, SLICES * FEATURES)
     feature = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
     weight_slice = row // FEATURES * slice_bytes
@@ -145,9 +147,10 @@ def _product(
     packed += (feature * row_bytes + weight_slice)[:, None] + byte
     weight_end = tl.minimum(row_bytes - weight_slice, end)[:, None]
     row = tl.arange(0, SLICES * TOKENS)
+    is_token = (first_token + row % TOKENS < tokens)[:, None]
     token = tl.minimum(first_token + row % TOKENS, tokens - 1).to(tl.int64)
     token_slice = row // TOKENS * slice_bytes
-    token_end = tl.minimum(row_bytes - token_slice, end)[:, None]
+    token_end = tl.where(is_token, tl.minimum(row_bytes - token_slice, end)[:, None], 0)
     q += (token * width + token_slice * PER_BYTE)[:, None]
     k = tl.arange(0, PLANES * BYTES)[None, :]
     byte_of_k = k // (PLANES * BLOCK) * BLOCK + k % BLOCK
@@ -161,7 +164,7 @@ def _product(
     for at in tl.range(first_byte, end, BYTES, num_stages=STAGES):
         if UNMASKED:
             codes = planes(tl.load(packed + at), PER_BYTE, PTX)
-            x = tl.load(q + at * PER_BYTE + k)
+            x = _load_tokens(q + at * PER_BYTE + k, is_token, FEW)
         else:
             codes = planes(tl.load(packed + at, mask=at + byte < weight_end, other=0), PER_BYTE, PTX)
             x = tl.load(q + at * PER_BYTE + k, mask=at + byte_of_k < token_end, other=0)
@@ -172,11 +175,20 @@ def _product(
         total = _multiply(weights, x, total, offset, CENTERED, SLICES)
         if PER_BYTE == 5:
             if UNMASKED:
-                x = tl.load(q + at * PER_BYTE + k_of_fifth)
+                x = _load_tokens(q + at * PER_BYTE + k_of_fifth, is_token, FEW)
             else:
                 x = tl.load(q + at * PER_BYTE + k_of_fifth, mask=at + byte < token_end, other=0)
             total = _multiply(codes[4], x, total, offset, CENTERED, SLICES)
     return total if SLICES == 1 else tl.sum(total, 0)
+
+
+@triton.jit
+def _load_tokens(q, is_token, MASKED: tl.constexpr):
+    """q, MASKED: 0 where there is no token."""
+    if MASKED:
+        return tl.load(q, mask=is_token, other=0)
+    else:
+        return tl.load(q)
 
 
 @triton.jit
