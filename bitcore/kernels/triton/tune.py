@@ -37,9 +37,38 @@ SHAPES = ("2560x2560", "4096x4096", "11008x4096", "8192x8192", "28672x8192")
 COLD_BYTES = 2**28  # of weights that a graph reads
 ROUNDS = 7
 CANDIDATES: dict[int, tuple[Tile | GemvTile, ...]] = {  # by token class
-    1: (GemvTile(8, 4, 2), GemvTile(16, 4, 2), GemvTile(16, 8, 2), GemvTile(32, 8, 1), GemvTile(32, 8, 2)),
-    8: (Tile(8, 16, 4, 64, 4, 4), Tile(8, 32, 4, 64, 4, 3), Tile(8, 32, 4, 128, 4, 3), Tile(8, 64, 1, 128, 4, 3)),
-    16: (Tile(16, 16, 2, 64, 2, 5), Tile(16, 16, 4, 128, 4, 3), Tile(16, 32, 4, 64, 4, 3), Tile(16, 64, 1, 128, 4, 3)),
+    1: (
+        GemvTile(4, 4, 4),
+        GemvTile(8, 4, 2),
+        GemvTile(8, 4, 4),
+        GemvTile(16, 4, 2),
+        GemvTile(16, 4, 4),
+        GemvTile(16, 8, 2),
+        GemvTile(16, 16, 2),
+        GemvTile(32, 8, 1),
+        GemvTile(32, 16, 1),
+    ),
+    8: (
+        Tile(8, 16, 2, 64, 2, 5),
+        Tile(8, 16, 2, 128, 2, 3),
+        Tile(8, 16, 4, 64, 4, 4),
+        Tile(8, 32, 2, 128, 2, 3),
+        Tile(8, 32, 4, 64, 4, 3),
+        Tile(8, 32, 4, 64, 4, 4),
+        Tile(8, 32, 4, 128, 4, 3),
+        Tile(8, 64, 1, 128, 4, 3),
+    ),
+    16: (
+        Tile(16, 16, 2, 64, 2, 4),
+        Tile(16, 16, 2, 64, 2, 6),
+        Tile(16, 16, 2, 128, 2, 3),
+        Tile(16, 16, 4, 128, 4, 3),
+        Tile(16, 32, 4, 64, 4, 3),
+        Tile(16, 32, 4, 128, 4, 4),
+        Tile(16, 64, 1, 64, 4, 5),
+        Tile(16, 64, 1, 128, 4, 3),
+        Tile(16, 64, 1, 256, 4, 6),
+    ),
     64: (Tile(32, 64, 1, 128, 4, 3), Tile(64, 64, 1, 64, 4, 3), Tile(64, 64, 1, 128, 4, 3), Tile(64, 128, 1, 64, 4, 4)),
     256: (Tile(64, 64, 1, 64, 4, 4), Tile(128, 64, 1, 64, 4, 3), Tile(128, 128, 1, 64, 4, 3)),
     1024: (Tile(128, 64, 1, 64, 4, 3), Tile(128, 128, 1, 32, 4, 4), Tile(128, 128, 1, 64, 4, 3)),
@@ -74,7 +103,7 @@ def best(config: BitQuantConfig, weight: PackedWeight, tokens: int) -> TunedRow:
     """The fastest of the candidates for bfloat16 x [tokens, in_features]."""
     x = torch.randn(tokens, weight.in_features, device=weight.packed.device, dtype=torch.bfloat16)
     y = x.new_empty(tokens, weight.packed.shape[0])
-    copies = [weight.packed.clone() for _ in range(max(3, min(32, COLD_BYTES // weight.packed.nbytes)))]
+    copies = [weight.packed.clone() for _ in range(max(3, min(256, COLD_BYTES // weight.packed.nbytes)))]
     calls = [
         Call(x, packed, weight.scale, weight.zero_point, None, y, *read_mode(operator_mode(config)))
         for packed in copies
