@@ -77,11 +77,9 @@ struct ChunkReader {
 
   // Brings the first tile nearer.
   __device__ __forceinline__ void prefetch() const {
-    if (threadIdx.x != 0) return;
-    int64_t first;
-    const Weight& of_tile = a.linear.weights[weight_of_tile(a.linear, a.tiles, tile, kRows, &first)];
-    const int64_t rows = min(of_tile.n - first, int64_t{kRows});
-    prefetch_to_l2(of_tile.packed + first * a.row_bytes, rows * a.row_bytes);
+    if (threadIdx.x != 0 || tile >= a.tiles.count) return;
+    const int64_t left = weight->packed + weight->n * a.row_bytes - row;
+    prefetch_to_l2(row, min(left, kRows * a.row_bytes));
   }
 };
 

@@ -4,12 +4,12 @@
 //             and take tile after tile, with the next chunks of the warp, also of the next tile, always under way
 //     lane    16 bytes of row g and 16 of row g + 8 a chunk: 4 lanes read 64 neighbouring bytes
 //     shared  the chunks under way (a lane reads back what it copied itself), and the int8 activations of all K, which
-//             the block makes itself from x where there is one token (block_token.cuh)
+//             the block makes itself from x where that is few values (block_tokens.cuh)
 //
 // Two bits a weight: 32 bytes a lane are 128 weights, 40 shifts and masks, and 8 products m16n8k32 of the warp.
 #include <algorithm>
 
-#include "block_token.cuh"
+#include "block_tokens.cuh"
 #include "chunk_reader.cuh"
 #include "launch.cuh"
 #include "tensor_core.cuh"
@@ -21,10 +21,24 @@ constexpr int kResident = 2;  // blocks of a multiprocessor
 
 // Weights of a token that a block normalizes, each thread one word: for more, a launch of its own is faster.
 constexpr int kMostNormalized = kThreads * 16;
+// Of each of two tokens that a block quantizes; of each of more, half as many.
+constexpr int kMostTokensWeights = kThreads * 16;
+
+// Where a block has its int8 activations from.
+enum class Source {
+  kWorkspace,
+  kToken,   // the block quantizes the one token
+  kNormed,  // and normalizes it first
+  kTokens,  // the block quantizes up to kMostTokens
+};
+
+template <Source kSource>
+constexpr int kMostWeights = kSource == Source::kToken    ? kMostTokenWeights
+                             : kSource == Source::kNormed ? kMostNormalized
+                                                          : kMostTokensWeights;
 
 // Of 16 rows, for each multiprocessor: up to so many, blocks start faster than their copies run out.
-template <bool kQuantizes>
-constexpr int kFewChunks = kQuantizes ? 250 : 160;
+constexpr int kFewChunks = 250;
 
 constexpr int kColumnStride = kRows + 4;  // of sums in shared memory: without bank conflicts
 
@@ -37,8 +51,7 @@ struct Decode : TiledCall {
   RowNorm norm;  // where the kernel normalizes
 };
 
-// kNormalizes: the token is first normalized.
-template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages, bool kNormalizes>
+template <Format kFormat, int kDigits, Source kSource, bool kAligned, int kStages>
 __global__ void __launch_bounds__(kThreads, kResident) decode_kernel(const __grid_constant__ Decode a) {
   using Layout = Chunk<kFormat>;
   constexpr int kStageBytes = kRows * kRowStage<kAligned>;
@@ -50,44 +63,13 @@ __global__ void __launch_bounds__(kThreads, kResident) decode_kernel(const __gri
 
   const Linear& linear = a.linear;
   const int m = static_cast<int>(linear.m);
-  const int columns = kQuantizes ? kDigits : m * kDigits;
+  const int columns = kSource == Source::kToken || kSource == Source::kNormed ? kDigits : m * kDigits;
   const int chunks = static_cast<int>(a.quantized.chunks);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t ring = in_register(shared_address(shared) + warp * kStages * kStageBytes + place_in_stage<kAligned>());
 
   ChunkReader<kWarps, kAligned> reader(a);
-  if constexpr (kQuantizes) {
-    // What runs before may have written the weights: until it has ended they may come closer, but not be used.
-    reader.prefetch();
-    if constexpr (kNormalizes) prefetch_weight(a.norm);
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-    BlockToken<kFormat, kNormalizes ? kMostNormalized : kMostTokenWeights> token;
-    token.load(linear.x, linear.k);  // ahead of the weights, which would hold it up
-    if constexpr (kNormalizes) {
-      BlockRow<kFormat, kMostNormalized> others, weights;
-      others.load(a.norm.other, linear.k);
-      weights.load(a.norm.weight, linear.k);
-#pragma unroll 1
-      for (int i = 0; i < kStages - 1; ++i) reader.copy(ring + i * kStageBytes);
-      if (linear.dtype == Dtype::kBFloat16) {
-        token.template normalize_as<Dtype::kBFloat16>(a.norm, others, weights, of_columns);
-      } else {
-        token.template normalize_as<Dtype::kFloat16>(a.norm, others, weights, of_columns);
-      }
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < kStages - 1; ++i) reader.copy(ring + i * kStageBytes);
-    }
-    token.template quantize<kDigits>(linear.dtype, chunks * 16, q, of_columns);
-    __syncthreads();
-    if (threadIdx.x < kDigits) {  // read after the barrier of the first tile
-      int total = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) total += of_columns.warp_sum[w][threadIdx.x];
-      of_columns.sum[threadIdx.x] = total;
-    }
-  } else {
+  if constexpr (kSource == Source::kWorkspace) {
 #pragma unroll 1
     for (int i = 0; i < kStages - 1; ++i) reader.copy(ring + i * kStageBytes);
     wait_for_previous_kernel();  // the quantization, which began after all before it had ended
@@ -102,6 +84,39 @@ __global__ void __launch_bounds__(kThreads, kResident) decode_kernel(const __gri
     if (threadIdx.x < columns) of_columns.sum[threadIdx.x] = a.quantized.sum[threadIdx.x];
     wait_for_copies<0>();
     __syncwarp();
+  } else {
+    // What runs before may have written the weights: until it has ended they may come closer, but not be used.
+    reader.prefetch();
+    if constexpr (kSource == Source::kNormed) prefetch_weight(a.norm);
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    BlockTokens<kFormat, kMostWeights<kSource>, kSource == Source::kTokens ? kMostTokens : 1> tokens;
+    tokens.load(linear);  // ahead of the weights, which would hold it up
+    const auto copy_first = [&] {
+#pragma unroll 1
+      for (int i = 0; i < kStages - 1; ++i) reader.copy(ring + i * kStageBytes);
+    };
+    if constexpr (kSource == Source::kNormed) {
+      BlockRow<kFormat, kMostNormalized> others, weights;
+      others.load(a.norm.other, linear.k);
+      weights.load(a.norm.weight, linear.k);
+      copy_first();
+      if (linear.dtype == Dtype::kBFloat16) {
+        tokens.template normalize_as<Dtype::kBFloat16>(a.norm, others, weights, of_columns);
+      } else {
+        tokens.template normalize_as<Dtype::kFloat16>(a.norm, others, weights, of_columns);
+      }
+    } else {
+      copy_first();
+    }
+    tokens.template quantize<kDigits>(linear.dtype, m, chunks * 16, q, of_columns);
+    __syncthreads();
+    if (threadIdx.x < columns) {  // read after the barrier of the first tile
+      int total = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) total += of_columns.warp_sum[w][threadIdx.x];
+      of_columns.sum[threadIdx.x] = total;
+    }
   }
 
   // What this lane reads of the columns; those that do not exist repeat the last one, and nobody reads their sums.
@@ -185,7 +200,7 @@ int resident_blocks(const Decode& a, const Device& device) {
   return std::clamp(static_cast<int>((static_cast<size_t>(device.shared_memory) + 1024) / block), 1, kResident);
 }
 
-template <Format kFormat, int kDigits, bool kQuantizes, bool kAligned, int kStages, bool kNormalizes = false>
+template <Format kFormat, int kDigits, Source kSource, bool kAligned, int kStages>
 cudaError_t launch_stages(const Decode& a, const Device& device, void* stream) {
   const int resident = resident_blocks<kDigits, kAligned, kStages>(a, device);
   // No more than that must fit beside each other. Else blocks that start while those of the kernel before are still
@@ -196,30 +211,32 @@ cudaError_t launch_stages(const Decode& a, const Device& device, void* stream) {
   // Where blocks take few tiles each, as many as the others.
   const int most = resident * device.multiprocessors, rounds = (a.tiles.count + most - 1) / most;
   const int blocks = rounds > 3 ? most : (a.tiles.count + rounds - 1) / rounds;
-  return launch(decode_kernel<kFormat, kDigits, kQuantizes, kAligned, kStages, kNormalizes>,
-                dim3(static_cast<unsigned>(blocks)), kThreads, shared, stream, true, 1, a);
+  return launch(decode_kernel<kFormat, kDigits, kSource, kAligned, kStages>, dim3(static_cast<unsigned>(blocks)),
+                kThreads, shared, stream, true, 1, a);
 }
 
 // The fewer tiles a block takes, the more its start counts: then fewer copies ahead of it. Fewer also where more would
 // leave room for one block alone.
-template <Format kFormat, int kDigits, bool kQuantizes, bool kNormalizes = false>
+template <Format kFormat, int kDigits, Source kSource>
 cudaError_t launch_aligned(const Decode& a, const Device& device, void* stream) {
-  if (a.tiles.count * a.quantized.chunks <= kFewChunks<kQuantizes> * device.multiprocessors ||
+  if (a.tiles.count * a.quantized.chunks <= kFewChunks * device.multiprocessors ||
       resident_blocks<kDigits, true, 5>(a, device) < kResident)
-    return launch_stages<kFormat, kDigits, kQuantizes, true, 3, kNormalizes>(a, device, stream);
-  return launch_stages<kFormat, kDigits, kQuantizes, true, 5, kNormalizes>(a, device, stream);
+    return launch_stages<kFormat, kDigits, kSource, true, 3>(a, device, stream);
+  return launch_stages<kFormat, kDigits, kSource, true, 5>(a, device, stream);
 }
 
-template <Format kFormat, int kDigits, bool kQuantizes>
-cudaError_t launch_kernel(const Decode& a, const Device& device, bool aligned, void* stream) {
-  if (!aligned) return launch_stages<kFormat, kDigits, kQuantizes, false, 4>(a, device, stream);
-  return launch_aligned<kFormat, kDigits, kQuantizes>(a, device, stream);
+template <Format kFormat, int kDigits, Source kSource>
+cudaError_t launch_source(const Decode& a, const Device& device, bool aligned, void* stream) {
+  if (!aligned) return launch_stages<kFormat, kDigits, kSource, false, 4>(a, device, stream);
+  return launch_aligned<kFormat, kDigits, kSource>(a, device, stream);
 }
 
 template <Format kFormat, int kDigits>
 cudaError_t launch_digits(const Decode& a, const Device& device, bool aligned, void* stream) {
-  return a.quantized.q == nullptr ? launch_kernel<kFormat, kDigits, true>(a, device, aligned, stream)
-                                  : launch_kernel<kFormat, kDigits, false>(a, device, aligned, stream);
+  if (a.quantized.q != nullptr) return launch_source<kFormat, kDigits, Source::kWorkspace>(a, device, aligned, stream);
+  if constexpr (kDigits == 1)
+    if (a.linear.m > 1) return launch_source<kFormat, 1, Source::kTokens>(a, device, aligned, stream);
+  return launch_source<kFormat, kDigits, Source::kToken>(a, device, aligned, stream);
 }
 
 template <Format kFormat>
@@ -238,15 +255,18 @@ bool decode_can_serve(const Linear& linear, int digits, const Device& device) {
 }
 
 bool decode_can_quantize(const Linear& linear, int digits) {
+  if (linear.k % (4 * weights_per_byte(linear.format)) != 0 || linear.dtype == Dtype::kFloat32 ||
+      reinterpret_cast<uintptr_t>(linear.x) % 16 != 0)
+    return false;
   // Three digits are three times the work, which every block would do.
-  return linear.m == 1 && linear.k <= (digits == 1 ? kMostTokenWeights : 4096) &&
-         linear.k % (4 * weights_per_byte(linear.format)) == 0 && linear.dtype != Dtype::kFloat32 &&
-         reinterpret_cast<uintptr_t>(linear.x) % 16 == 0;
+  if (linear.m == 1) return linear.k <= (digits == 1 ? kMostTokenWeights : 4096);
+  return digits == 1 && linear.quantization == Quantization::kPerToken && linear.m <= kMostTokens &&
+         linear.k <= kMostTokensWeights / (linear.m == 2 ? 1 : 2) && linear.x_stride % 8 == 0;
 }
 
 bool decode_can_normalize(const Linear& linear, const RowNorm& norm) {
   const auto is_aligned = [](const void* row) { return reinterpret_cast<uintptr_t>(row) % 16 == 0; };
-  return linear.format == Format::k2Bit && linear.k <= kMostNormalized &&
+  return linear.m == 1 && linear.format == Format::k2Bit && linear.k <= kMostNormalized &&
          rows_are_aligned(linear, bytes_of_row(linear)) && is_aligned(norm.other) && is_aligned(norm.weight) &&
          is_aligned(norm.values);
 }
@@ -266,7 +286,7 @@ int launch_decode(const Linear& linear, const Quantized& quantized, const Device
 int launch_normalizing_decode(const Linear& linear, const RowNorm& norm, const Quantized& quantized,
                               const Device& device, void* stream) {
   const Decode a = {{linear, quantized, row_tiles(linear, kRows), bytes_of_row(linear)}, norm};
-  return launch_aligned<Format::k2Bit, 1, true, true>(a, device, stream);
+  return launch_aligned<Format::k2Bit, 1, Source::kNormed>(a, device, stream);
 }
 
 }  // namespace bitlab::cuda
