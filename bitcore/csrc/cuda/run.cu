@@ -34,6 +34,15 @@ bool is_ternary(const Linear& linear) {
   return linear.format == Format::k2Bit || linear.format == Format::kBase3;
 }
 
+// Of up to kNarrowColumns columns, as measured on an H200.
+bool hopper_beats_narrow(const Linear& linear, const Device& device) {
+  const int64_t tiles = row_tiles(linear, 128).count, multiprocessors = device.multiprocessors;
+  if (tiles > multiprocessors) return true;  // K need not be shared
+  // Or short rows, and tiles that start beside the blocks that quantize, one on each of most multiprocessors.
+  return linear.format == Format::k2Bit && linear.quantization != Quantization::kNone && linear.k <= 4096 &&
+         5 * tiles >= 3 * multiprocessors && tiles + linear.m <= multiprocessors;
+}
+
 Path path_of(const Linear& linear, const Device& device) {
   bool hopper = false;
 #ifdef BITLAB_HAVE_HOPPER
@@ -42,9 +51,8 @@ Path path_of(const Linear& linear, const Device& device) {
   if (decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
   if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
-  // Where tiles of 128 rows are one for each multiprocessor, hopper.cu need not share K.
-  const bool fills = hopper && row_tiles(linear, 128).count > device.multiprocessors;
-  if (!fills && narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
+  if (!(hopper && hopper_beats_narrow(linear, device)) && narrow_can_serve(linear, digits_of(linear), device))
+    return Path::kNarrow;
   if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 && is_ternary(linear) &&
       linear.m >= kFewestFloating)
     return Path::kHopperFloating;
