@@ -27,7 +27,11 @@ GgufFile = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4096, show_default=False, help="CPU threads. Default: as many as torch takes.")
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, or one of several GPUs: cuda:1.")]
+Device = Annotated[
+    str,
+    # Named, because typer 0.27 takes a metavar that reads like the parameter for its name.
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, or one of several GPUs: cuda:1."),
+]
 Kernel = Annotated[
     str | None,
     typer.Option(metavar="NAME", show_default=False, help="The only kernel that may serve. Default: the best one."),
