@@ -10,7 +10,7 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
 constexpr int kColumns = 8;
 constexpr int kMostTokens = 4;  // that a block quantizes itself
 
-// What the block knows of its columns; absmax and sums of the warps where it quantizes itself.
+// What the block knows of its columns; absmax by token and sums by column of the warps where it quantizes itself.
 struct Columns {
   float scale[kColumns];  // by token
   int sum[kColumns];

@@ -75,7 +75,7 @@ struct ChunkReader {
     if (offset >= turns_end) next_tile();
   }
 
-  // Brings the first tile nearer.
+  // Brings the first tile nearer. By the first thread, whose row is the tile's first.
   __device__ __forceinline__ void prefetch() const {
     if (threadIdx.x != 0 || tile >= a.tiles.count) return;
     const int64_t left = weight->packed + weight->n * a.row_bytes - row;
