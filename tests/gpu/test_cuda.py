@@ -28,7 +28,7 @@ CONFIGS = {
     "groups": BitQuantConfig(weight_granularity="per_group", group_size=128),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-ROWS = (1, 3, 5, 40, 300)  # one for each path
+ROWS = (1, 2, 3, 5, 12, 40, 300)  # one for each path
 
 
 def cuda_kernel(config: BitQuantConfig) -> BitKernelBase:
@@ -54,6 +54,18 @@ def test_large_layers_equal_the_reference(config: BitQuantConfig, dtype: torch.d
         x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
         x[rows // 2, 7] = 50.0
         assert same(kernel.linear(x, weight, bias), reference.linear(x, weight, bias)), rows
+
+
+@pytest.mark.parametrize("storage_format", ["2bit", "base3"])
+@pytest.mark.parametrize("sizes", [(11003, 4096), (9001, 4080), (8720, 8192), (4300, 12288)], ids=str)
+def test_few_tokens_of_many_tiles(sizes: tuple[int, int], storage_format: str) -> None:
+    """Every group of warps takes several tiles of rows, and the last one is not full."""
+    config = BitQuantConfig(storage_format=storage_format, weight_granularity="per_channel")
+    weight, bias = random_weight(*sizes, config), torch.randn(sizes[0], device="cuda")
+    for rows in (1, 2, 3, 4, 8, 16):
+        x = torch.randn(rows, sizes[1], device="cuda", dtype=torch.bfloat16)
+        x[rows // 2, 7] = 50.0
+        assert same(cuda_kernel(config).linear(x, weight, bias), ReferenceKernel(config).linear(x, weight, bias)), rows
 
 
 @pytest.mark.parametrize(("sizes", "rows"), [((8704, 512), 200), ((8704, 512), 280), ((11008, 4096), 256)], ids=str)
@@ -96,13 +108,14 @@ def test_not_finite_rows_are_those_of_the_reference(config: BitQuantConfig, in_f
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", ROWS)
-def test_floating_point_activations_equal_the_cpu_kernels(rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("in_features", [1280, 8960])
+def test_floating_point_activations_equal_the_cpu_kernels(in_features: int, rows: int, dtype: torch.dtype) -> None:
     """The same three int8 digits: bit for bit, and run to run. Many tokens of two bytes are another matter."""
     for config in (BitQuantConfig.weight_only(), BitQuantConfig.int4(128)):
         if config.weight_dtype == "ternary" and rows > 100 and dtype != torch.float32:
             continue
-        weight = random_weight(300, 1280, config, "cpu")
-        x = torch.randn(rows, 1280, dtype=dtype)
+        weight = random_weight(300, in_features, config, "cpu")
+        x = torch.randn(rows, in_features, dtype=dtype)
         expected = KernelRegistry.get_kernel_for_config(config, "cpu", dtype).linear(x, weight)
         on_gpu = PackedWeight(weight.packed.cuda(), weight.scale.cuda(), None, weight.in_features)
         for _ in range(3):

@@ -3,153 +3,136 @@
 #pragma once
 
 #include "row_norm.cuh"
+#include "tensor_core.cuh"
 
 namespace bitlab::cuda {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a group, of which a block has one or two
+constexpr int kMostGroups = 2;
 constexpr int kColumns = 8;
-constexpr int kMostTokens = 4;  // that a block quantizes itself
 
-// What the block knows of its columns; absmax by token and sums by column of the warps where it quantizes itself.
+// What the block knows of its columns; absmax and sums by warp where it quantizes itself.
 struct Columns {
-  float scale[kColumns];  // by token
-  int sum[kColumns];
-  uint32_t absmax[kMostTokens][kWarps];
-  int warp_sum[kWarps][kMostTokens > kFloatDigits ? kMostTokens : kFloatDigits];
+  float scale[kColumns];           // by token
+  int sum[kMostGroups][kColumns];  // of each group its own
+  uint32_t absmax[kMostGroups * kWarps];
+  int warp_sum[kMostGroups * kWarps][kFloatDigits];
   double square_sum[kWarps];
 };
 
-// A row of at most kMost values, spread over the threads of a block: each takes words threadIdx.x, + kThreads, ... of
-// 4P values.
-template <Format kFormat, int kMost>
+// A row of at most kMost values, spread over kOwn threads: thread i of them takes words i, i + kOwn, ... of 4P values.
+template <Format kFormat, int kMost, int kOwn>
 struct BlockRow {
   using Layout = Chunk<kFormat>;
   static constexpr int kCount = 4 * Layout::kPerByte;
-  static constexpr int kRounds = (kMost - 1) / (kThreads * kCount) + 1;
+  static constexpr int kRounds = (kMost - 1) / (kOwn * kCount) + 1, kStep = kOwn / 16 * Layout::kWeights;
 
   uint32_t pairs[kRounds][kCount / 2];
 
-  __device__ __forceinline__ static int first_of(int round) {
-    const int word = round * kThreads + static_cast<int>(threadIdx.x);
-    return word / 16 * Layout::kWeights + (word % 4 * 4 + word / 4 % 4) * kCount;
+  // This thread's first value of the row.
+  __device__ __forceinline__ static int first() {
+    const uint32_t word = threadIdx.x % kOwn;
+    return static_cast<int>(word / 16 * Layout::kWeights + (word % 4 * 4 + word / 4 % 4) * kCount);
   }
 
-  __device__ __forceinline__ void load(const void* row, int64_t k) {
+  // From its first value on, `left` before the row ends.
+  __device__ __forceinline__ void load(const uint16_t* from, int left) {
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int k0 = first_of(round);
-      load_pairs<kCount>(row, k0, row != nullptr && k0 < k, pairs[round]);
-    }
+    for (int round = 0; round < kRounds; ++round)
+      load_pairs<kCount>(from, round * kStep, round * kStep < left, pairs[round]);
   }
 
-  __device__ __forceinline__ void store(void* row, int64_t k) const {
+  __device__ __forceinline__ void store(uint16_t* to, int left) const {
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      auto* to = reinterpret_cast<uint2*>(static_cast<uint16_t*>(row) + first_of(round));
+    for (int round = 0; round < kRounds; ++round)
 #pragma unroll
       for (int i = 0; i < kCount / 4; ++i)
-        if (first_of(round) < k) to[i] = {pairs[round][2 * i], pairs[round][2 * i + 1]};
-    }
+        if (round * kStep < left)
+          reinterpret_cast<uint2*>(to + round * kStep)[i] = {pairs[round][2 * i], pairs[round][2 * i + 1]};
   }
 };
 
-// At most kTokens tokens that every block quantizes itself.
-template <Format kFormat, int kMost, int kTokens = 1>
+// At most kTokens tokens that every block quantizes itself: each is that of neighbouring warps.
+template <Format kFormat, int kMost, int kTokens, int kGroups>
 struct BlockTokens {
-  using Row = BlockRow<kFormat, kMost>;
+  static constexpr int kOwn = kGroups * kThreads / kTokens;  // threads
+  using Row = BlockRow<kFormat, kMost, kOwn>;
   using Layout = typename Row::Layout;
-  static constexpr int kCount = Row::kCount, kRounds = Row::kRounds;
+  static constexpr int kCount = Row::kCount, kRounds = Row::kRounds, kOwnWarps = kOwn / 32;
 
-  Row rows[kTokens];
+  const uint16_t* from;
+  int left;  // values of its token behind `from`
+  Row row;
 
-  __device__ __forceinline__ void load(const Linear& linear) {
-    const auto* x = static_cast<const uint16_t*>(linear.x);
-#pragma unroll
-    for (int token = 0; token < kTokens; ++token)
-      rows[token].load(token < linear.m ? x + token * linear.x_stride : nullptr, linear.k);
+  // Finds this thread's values, for load().
+  __device__ __forceinline__ explicit BlockTokens(const Linear& linear) {
+    const int token = static_cast<int>(threadIdx.x) / kOwn, first = Row::first();
+    from = in_register(static_cast<const uint16_t*>(linear.x) + (kTokens == 1 ? 0 : token * linear.x_stride) + first);
+    left = in_register(kTokens == 1 || token < linear.m ? static_cast<int>(linear.k) - first : 0);
   }
 
-  // All threads of the block. q, of `tokens` * kDigits columns, is complete after the next barrier. What takes long but
-  // few instructions is done for all tokens side by side.
-  template <int kDigits>
-  __device__ __forceinline__ void quantize(Dtype dtype, int tokens, int words, int8_t* q, Columns& columns) {
-    constexpr int kOwn = kTokens * kDigits;  // columns
-    static_assert(kTokens * kWarps <= 32);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t largest[kTokens] = {};
+  __device__ __forceinline__ void load() { row.load(from, left); }
+
+  // All threads of the block. q, of `tokens` * kDigits columns, is complete after the next barrier.
+  template <int kDigits, typename Meanwhile>
+  __device__ __forceinline__ void quantize(Dtype dtype, int tokens, int words, int8_t* q, Columns& columns,
+                                           const Meanwhile& meanwhile) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, token = warp / kOwnWarps;
+    uint32_t largest = 0;
 #pragma unroll
-    for (int token = 0; token < kTokens; ++token)
-#pragma unroll
-      for (int round = 0; round < kRounds; ++round)
-        if (kTokens == 1 || token < tokens)
-          largest[token] = max(largest[token], absmax_bits(rows[token].pairs[round], dtype));
-#pragma unroll
-    for (int token = 0; token < kTokens; ++token) largest[token] = warp_max(largest[token]);
-#pragma unroll
-    for (int token = 0; token < kTokens; ++token)
-      if (lane == token) columns.absmax[token][warp] = largest[token];
+    for (int round = 0; round < kRounds; ++round) largest = max(largest, absmax_bits(row.pairs[round], dtype));
+    largest = warp_max(largest);
+    if (lane == 0) columns.absmax[warp] = largest;
+    meanwhile();
     __syncthreads();
-    // Eight lanes for each token, one for each warp.
-    const int token_of_lane = lane / kWarps % kTokens;
-    uint32_t of_token = columns.absmax[token_of_lane][lane % kWarps];
-    if constexpr (kTokens == 1) {
-      of_token = warp_max(of_token);
-    } else {
-#pragma unroll
-      for (int other = 1; other < kWarps; other *= 2)
-        of_token = max(of_token, __shfl_xor_sync(0xffffffffu, of_token, other));
-    }
-    const Quantizer of_lane = quantizer_of(of_token, kDigits);
+    largest = warp_max(columns.absmax[token * kOwnWarps + lane % kOwnWarps]);
+    const Quantizer quantizer = quantizer_of(largest, kDigits);
     // By the last warp, which of short rows has nothing to quantize.
-    if (warp == kWarps - 1 && lane % kWarps == 0 && lane < kTokens * kWarps)
-      columns.scale[token_of_lane] = scale_of(of_token, kDigits);
-    int sums[kOwn] = {};
+    if (warp % kOwnWarps == kOwnWarps - 1 && lane == 0) columns.scale[token] = scale_of(largest, kDigits);
+    int sums[kDigits] = {};
+    const int quad_bytes = (kTokens > 1 ? tokens : 1) * kDigits * 64;
 #pragma unroll
-    for (int token = 0; token < kTokens; ++token) {
-      if (kTokens > 1 && token >= tokens) break;
-      Quantizer quantizer = of_lane;
-      if constexpr (kTokens > 1) {
-        quantizer.factor = __shfl_sync(0xffffffffu, of_lane.factor, token * kWarps);
-        quantizer.finite = is_finite(__shfl_sync(0xffffffffu, of_token, token * kWarps));
-      }
-      int of_digits[kDigits] = {};
+    for (int round = 0; round < kRounds; ++round) {
+      const int word = round * kOwn + static_cast<int>(threadIdx.x) % kOwn;
+      if (word >= words || (kTokens > 1 && token >= tokens)) break;
+      float values[kCount];
+      to_floats<kCount>(row.pairs[round], dtype, values);
+      uint32_t codes[kDigits][Layout::kPerByte];
+      quantize_share<Layout::kPerByte>(values, quantizer, codes, sums);
+      const int r0 = word / 16 * Layout::kHalfSteps + word / 4 % 4 * Layout::kPerByte;
 #pragma unroll
-      for (int round = 0; round < kRounds; ++round) {
-        const int word = round * kThreads + static_cast<int>(threadIdx.x);
-        if (word >= words) break;
-        float values[kCount];
-        to_floats<kCount>(rows[token].pairs[round], dtype, values);
-        uint32_t codes[kDigits][Layout::kPerByte];
-        quantize_share<Layout::kPerByte>(values, quantizer, codes, of_digits);
-        const int r0 = word / 16 * Layout::kHalfSteps + word / 4 % 4 * Layout::kPerByte;
-        const int quad_bytes = (kTokens > 1 ? tokens : 1) * kDigits * 64;
+      for (int d = 0; d < kDigits; ++d) {
+        int8_t* to = q + (token * kDigits + d) * 64 + word % 4 * 16;
+        if constexpr (Layout::kPerByte == 4) {
+          *reinterpret_cast<uint4*>(to + r0 / 4 * quad_bytes) = {codes[d][0], codes[d][1], codes[d][2], codes[d][3]};
+        } else {
 #pragma unroll
-        for (int d = 0; d < kDigits; ++d) {
-          int8_t* to = q + (token * kDigits + d) * 64 + word % 4 * 16;
-          if constexpr (Layout::kPerByte == 4) {
-            *reinterpret_cast<uint4*>(to + r0 / 4 * quad_bytes) = {codes[d][0], codes[d][1], codes[d][2], codes[d][3]};
-          } else {
-#pragma unroll
-            for (int i = 0; i < Layout::kPerByte; ++i)
-              *reinterpret_cast<uint32_t*>(to + (r0 + i) / 4 * quad_bytes + (r0 + i) % 4 * 4) = codes[d][i];
-          }
+          for (int i = 0; i < Layout::kPerByte; ++i)
+            *reinterpret_cast<uint32_t*>(to + (r0 + i) / 4 * quad_bytes + (r0 + i) % 4 * 4) = codes[d][i];
         }
       }
-#pragma unroll
-      for (int d = 0; d < kDigits; ++d) sums[token * kDigits + d] = of_digits[d];
     }
 #pragma unroll
-    for (int column = 0; column < kOwn; ++column) sums[column] = warp_sum(sums[column]);
+    for (int d = 0; d < kDigits; ++d) sums[d] = warp_sum(sums[d]);
 #pragma unroll
-    for (int column = 0; column < kOwn; ++column)
-      if (lane == column) columns.warp_sum[warp][column] = sums[column];
+    for (int d = 0; d < kDigits; ++d)
+      if (lane == d) columns.warp_sum[warp][d] = sums[d];
+  }
+
+  // Of q, after that barrier.
+  template <int kDigits>
+  __device__ __forceinline__ static int sum_of(const Columns& columns, int column) {
+    int total = 0;
+#pragma unroll
+    for (int w = 0; w < kOwnWarps; ++w) total += columns.warp_sum[column / kDigits * kOwnWarps + w][column % kDigits];
+    return total;
   }
 
   // The one token becomes the RowNorm of what was loaded. All threads of the block; the first block writes norm.values.
   template <Dtype kDtype>
   __device__ __forceinline__ void normalize_as(const RowNorm& norm, const Row& others, const Row& weights,
                                                Columns& columns) {
-    auto& pairs = rows[0].pairs;
+    auto& pairs = row.pairs;
     double sum = 0.0;
     float values[kRounds][kCount];
 #pragma unroll
@@ -161,7 +144,7 @@ struct BlockTokens {
       sum += square_sum(values[round]);
       to_pairs<kDtype, kCount>(values[round], pairs[round]);
     }
-    if (norm.values != nullptr && blockIdx.x == 0) rows[0].store(norm.values, norm.n);
+    if (norm.values != nullptr && blockIdx.x == 0) row.store(static_cast<uint16_t*>(norm.values) + Row::first(), left);
     if (norm.weight != nullptr) {
       sum = warp_sum(sum);
       if (threadIdx.x % 32 == 0) columns.square_sum[threadIdx.x / 32] = sum;

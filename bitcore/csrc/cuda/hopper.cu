@@ -22,6 +22,9 @@ namespace {
 
 constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
 
+// From as many tokens on blocks seldom start before their activations are there, and ask for them before the weights.
+constexpr int64_t kManyTokens = 512;
+
 // Chunks of weights that are on their way. A lane reads a stage to registers before it copies into it again.
 template <int kRowTiles>
 constexpr int kWeightStages = kRowTiles == 1 ? 4 : 3;
@@ -128,11 +131,11 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
 
   static_assert(kColumns <= kThreads && kRows <= kThreads);
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread <= last_row)
-    copy_4_bytes(shared_address(&factors.row_scale[thread]), weight.scale + (first_row + thread) * weight.scale_stride);
+  const auto fetch_stages = [&] {
 #pragma unroll 1
-  for (int i = 0; i < kAhead; ++i) copy();
-  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages && left_to_fetch > 0; ++i) fetch(i);
+  };
+  if (thread == 0) {
 #pragma unroll
     for (int i = 0; i < kMostStages; ++i) {
       init_barrier(full + 8 * i, 1);
@@ -143,14 +146,20 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
       arrive_and_expect(of_splits.barrier, a.received_by[split]);
     }
     publish_barriers();
+    if (a.fetches_first) {
+      wait_for_previous_kernel();
+      fetch_stages();
+    }
   }
+  if (thread <= last_row)
+    copy_4_bytes(shared_address(&factors.row_scale[thread]), weight.scale + (first_row + thread) * weight.scale_stride);
+#pragma unroll 1
+  for (int i = 0; i < kAhead; ++i) copy();
   __syncthreads();
   if (splits > 1) arrive_at_cluster();
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (threadIdx.x == 0)
-#pragma unroll 1
-    for (int i = 0; i < stages && left_to_fetch > 0; ++i) fetch(i);
+  if (thread == 0 && !a.fetches_first) fetch_stages();
   if (kInt8) {
     const int tokens = static_cast<int>(min(linear.m - first_token, static_cast<int64_t>(quantized.tile_tokens)));
     if (thread < tokens)
@@ -238,9 +247,12 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   const auto write_pairs = [&](auto value) {
     const int group = warp / 4;
     const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
-    stage_outputs<kFormat, kColumns, kRowTiles, decltype(value)>(weight, first_row, sums, factors, outputs);
-    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
-    write_outputs<kColumns, kRowTiles>(weight, first_row + group * 64 * kRowTiles, first_token, linear.m, outputs);
+    OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m,
+                                             outputs);
+    stage_outputs<kFormat, kColumns, kRowTiles, decltype(value)>(weight, first_row, sums, factors, outputs, [&] {
+      asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+      writer.write();
+    });
   };
   if constexpr (!kInt8) {
     write_pairs(Value());
@@ -269,6 +281,7 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   a.received_bytes = static_cast<uint32_t>(received_bytes(tile, digits));
   const int chunks = static_cast<int>(a.quantized.chunks);
   a.splits = splits;
+  a.fetches_first = a.linear.m >= kManyTokens;
   a.split_chunks = chunks / splits;
   a.longer_splits = chunks % splits;
   for (int rank = 0; rank < splits; ++rank) a.received_by[rank] = received_by(tile, digits, rank);

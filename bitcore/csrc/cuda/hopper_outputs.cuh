@@ -22,6 +22,7 @@ struct Hopper {
   int row_bytes;
   int stages;  // of activations
   int token_tiles;
+  bool fetches_first;  // activations, then weights
   int splits;
   int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
   uint32_t received_bytes;            // of shared memory, for sums of other blocks
@@ -54,11 +55,16 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high, __half) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup].
-template <Format kFormat, int kColumns, int kRowTiles, typename Value, typename Sum, typename OfBlock>
+// Columns of outputs that are written while the next are computed.
+template <int kColumns>
+constexpr int kSlice = kColumns > 64 && kColumns % 32 == 0 ? 32 : 16;
+
+// This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup]; calls `write`
+// behind each slice of them.
+template <Format kFormat, int kColumns, int kRowTiles, typename Value, typename Sum, typename OfBlock, typename Write>
 __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t first_row,
                                               const Sum (&sums)[kRowTiles][kColumns / 2], const OfBlock& factors,
-                                              uint32_t outputs) {
+                                              uint32_t outputs, Write write) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float row_scale[2 * kRowTiles], row_bias[2 * kRowTiles];
   int zero[2 * kRowTiles];
@@ -99,35 +105,49 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
     }
     store_transposed(to, pairs);
     to += 8 * kColumnBytes<kRowTiles>;
+    if ((8 * j + 8) % kSlice<kColumns> == 0) write();
   }
 }
 
-// What stage_outputs left, to memory: rows from `row` on of the columns from `token` on. A warpgroup.
+// Brings what stage_outputs left to memory: rows from `row` on of the columns from `token` on. A warpgroup.
 template <int kColumns, int kRowTiles>
-__device__ __forceinline__ void write_outputs(const Weight& weight, int64_t row, int64_t token, int64_t m,
-                                              uint32_t outputs) {
-  constexpr int kVectors = 64 * kRowTiles / 8;  // of 16 bytes in a column
-  const int vector = threadIdx.x % 128 % kVectors, column = threadIdx.x % 128 / kVectors;
-  const int64_t n = row + vector * 8;
-  if (n >= weight.n) return;
-  const bool whole = weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
-  const int columns = m - token < kColumns ? static_cast<int>(m - token) : kColumns;
-  auto* to = static_cast<uint16_t*>(weight.y) + (token + column) * weight.n + n;
-  uint32_t from = outputs + column * kColumnBytes<kRowTiles> + vector * 16;
-#pragma unroll 4
-  for (int i = column; i < columns; i += 128 / kVectors) {
-    const Words<4> v = load_shared_words(from);
-    if (whole) {
-      *reinterpret_cast<uint4*>(to) = {v.word[0], v.word[1], v.word[2], v.word[3]};
-    } else {
-#pragma unroll
-      for (int b = 0; b < 8; ++b)
-        if (n + b < weight.n) to[b] = static_cast<uint16_t>(v.word[b / 2] >> b % 2 * 16);
-    }
-    to += 128 / kVectors * weight.n;
-    from += 128 / kVectors * kColumnBytes<kRowTiles>;
+struct OutputWriter {
+  static constexpr int kVectors = 64 * kRowTiles / 8, kAtOnce = 128 / kVectors;  // of 16 bytes in a column; columns
+  int64_t n, stride;
+  int column, columns;
+  bool whole;
+  uint16_t* to;
+  uint32_t from;
+
+  __device__ __forceinline__ OutputWriter(const Weight& weight, int64_t row, int64_t token, int64_t m, uint32_t outputs)
+      : stride(weight.n) {
+    const int vector = threadIdx.x % 128 % kVectors;
+    column = threadIdx.x % 128 / kVectors;
+    n = row + vector * 8;
+    columns = n >= weight.n ? 0 : m - token < kColumns ? static_cast<int>(m - token) : kColumns;
+    whole = weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
+    to = static_cast<uint16_t*>(weight.y) + (token + column) * weight.n + n;
+    from = outputs + column * kColumnBytes<kRowTiles> + vector * 16;
   }
-}
+
+  // The next slice.
+  __device__ __forceinline__ void write() {
+#pragma unroll
+    for (int i = 0; i < kSlice<kColumns> / kAtOnce; ++i, column += kAtOnce) {
+      if (column >= columns) return;
+      const Words<4> v = load_shared_words(from);
+      if (whole) {
+        *reinterpret_cast<uint4*>(to) = {v.word[0], v.word[1], v.word[2], v.word[3]};
+      } else {
+#pragma unroll
+        for (int b = 0; b < 8; ++b)
+          if (n + b < stride) to[b] = static_cast<uint16_t>(v.word[b / 2] >> b % 2 * 16);
+      }
+      to += kAtOnce * stride;
+      from += kAtOnce * kColumnBytes<kRowTiles>;
+    }
+  }
+};
 
 // Writes the outputs of what a block has of the sums, at `sums` [columns][kStride]: every `splits`-th eight
 // tokens, from those of its rank on. A thread writes four rows of a token.

@@ -30,8 +30,8 @@ inline bool rows_are_aligned(const Linear& linear, int64_t row_bytes) {
 }
 
 // Each returns a cudaError_t.
-constexpr int kMostTokenWeights = 12288;  // of a token that every block of launch_decode quantizes itself
-bool decode_can_quantize(const Linear& linear, int digits);
+// Whether every block of launch_decode quantizes the tokens itself.
+bool decode_can_quantize(const Linear& linear, int digits, const Device& device);
 bool decode_can_serve(const Linear& linear, int digits, const Device& device);
 int launch_decode(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
 // What decode_can_quantize also says yes to, on the `norm` of linear.x.

@@ -10,6 +10,8 @@
 // Two bits a weight: 32 bytes a lane are 128 weights, 40 shifts and masks, and 16 products m16n8k32 of the warp.
 #include <stdint.h>
 
+#include <algorithm>
+
 #include "activations.cuh"
 #include "kernels.h"
 #include "launch.cuh"
@@ -52,8 +54,11 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   constexpr int kRows = 16 * kRowTiles, kQuads = Layout::kHalfSteps / 4;
   constexpr int kSumStride = kRows + 4;  // without bank conflicts
   extern __shared__ __align__(128) int8_t shared[];
+  __shared__ float token_scale[kColumns];
+  __shared__ int column_sum[kColumns];
 
   const Linear& linear = a.linear;
+  const int m = static_cast<int>(linear.m), digits = a.quantized.digits;
   const int chunks = static_cast<int>(a.quantized.chunks);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int64_t first;
@@ -91,7 +96,19 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   wait_for_previous_kernel();  // the quantization, which began after all before it had ended
   let_next_kernel_start();
   copy_activations();
+  if (threadIdx.x < m) copy_4_bytes(shared_address(&token_scale[threadIdx.x]), a.quantized.scale + threadIdx.x);
+  if (threadIdx.x < m * digits) copy_4_bytes(shared_address(&column_sum[threadIdx.x]), a.quantized.sum + threadIdx.x);
   end_copies();
+  // The row whose outputs this thread writes.
+  const int out_row = static_cast<int>(threadIdx.x) % kRows;
+  const int64_t n = first + out_row;
+  const bool live = n < weight.n;
+  float weight_scale;
+  int zero;
+  if (live) {
+    weight_scale = weight.scale[n * weight.scale_stride];
+    zero = zero_of(weight, kFormat, n, 0);
+  }
   wait_for_copies<0>();
 
   int sums[kRowTiles][kColumnTiles][2][4] = {};  // by scale of decode_words
@@ -146,36 +163,35 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
         partial[(warp * kColumns + 8 * j + 2 * t + i % 2) * kSumStride + 16 * r + g + i / 2 * 8] =
             sum_of_pairs<kFormat>(sums[r][j][0][i], sums[r][j][1][i]);
   __syncthreads();
-  const int digits = a.quantized.digits;
-  for (int out = threadIdx.x; out < static_cast<int>(linear.m) * kRows; out += kThreads) {
-    const int token = out / kRows, row = out % kRows;
-    const int64_t n = first + row;
-    if (n >= weight.n) continue;
-    const int zero = zero_of(weight, kFormat, n, 0);
+  if (!live) return;
+  for (int token = static_cast<int>(threadIdx.x) / kRows; token < m; token += kThreads / kRows) {
     int total[kFloatDigits];
 #pragma unroll
     for (int d = 0; d < kFloatDigits; ++d) {
       if (d == digits) break;
       const int column = token * digits + d;
-      total[d] = -zero * a.quantized.sum[column];
+      total[d] = -zero * column_sum[column];
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) total[d] += partial[(w * kColumns + column) * kSumStride + row];
+      for (int w = 0; w < kWarps; ++w) total[d] += partial[(w * kColumns + column) * kSumStride + out_row];
     }
-    const float factor = __fmul_rn(a.quantized.scale[token], weight.scale[n * weight.scale_stride]);
+    const float factor = __fmul_rn(token_scale[token], weight_scale);
     const float value = with_bias(__fmul_rn(product_of(total, digits), factor), weight, n);
     store_float(weight.y, linear.dtype, token * weight.n + n, value);
   }
 }
 
 template <Format kFormat, int kRowTiles>
-cudaError_t launch_rows(Narrow a, bool aligned, void* stream) {
+cudaError_t launch_rows(Narrow a, const Device& device, bool aligned, void* stream) {
   a.tiles = row_tiles(a.linear, 16 * kRowTiles);
   const auto kernel = aligned ? narrow_kernel<kFormat, kRowTiles, true> : narrow_kernel<kFormat, kRowTiles, false>;
-  const size_t shared = aligned ? shared_bytes<kFormat, kRowTiles, true>() : shared_bytes<kFormat, kRowTiles, false>();
-  return launch(kernel, dim3(static_cast<unsigned>(a.tiles.count)), kThreads, shared, stream, true, 1, a);
+  const int rings = aligned ? shared_bytes<kFormat, kRowTiles, true>() : shared_bytes<kFormat, kRowTiles, false>();
+  // Blocks that find a multiprocessor each shall not share one.
+  const int alone = a.tiles.count <= device.multiprocessors ? device.shared_memory / 2 + 1024 : 0;
+  return launch(kernel, dim3(static_cast<unsigned>(a.tiles.count)), kThreads,
+                static_cast<size_t>(std::max(rings, alone)), stream, true, 1, a);
 }
 
-// About the time that tiles of so many row tiles take: activations count as one and a half of them, and a block alone
+// About the time that tiles of so many row tiles take: activations count as two and a half of them, and a block alone
 // on its multiprocessor works faster than one of two, but not twice as fast.
 template <Format kFormat, int kRowTiles>
 int64_t cost_of(const Linear& linear, const Device& device) {
@@ -186,15 +202,16 @@ int64_t cost_of(const Linear& linear, const Device& device) {
   const int resident = 2 * (kShared + 1024) <= device.shared_memory ? 2 : 1;
   const int64_t blocks = row_tiles(linear, 16 * kRowTiles).count, at_once = resident * device.multiprocessors;
   const bool alone = resident == 1 || blocks <= device.multiprocessors;
-  return (blocks + at_once - 1) / at_once * (alone ? 3 : 4) * (2 * kRowTiles + 3);
+  return (blocks + at_once - 1) / at_once * (alone ? 3 : 4) * (2 * kRowTiles + 5);
 }
 
 template <Format kFormat>
 cudaError_t launch_format(const Narrow& a, const Device& device, bool aligned, void* stream) {
   const int64_t cost1 = cost_of<kFormat, 1>(a.linear, device), cost2 = cost_of<kFormat, 2>(a.linear, device),
                 cost4 = cost_of<kFormat, 4>(a.linear, device);
-  if (cost4 < cost2 && cost4 < cost1) return launch_rows<kFormat, 4>(a, aligned, stream);
-  return cost2 < cost1 ? launch_rows<kFormat, 2>(a, aligned, stream) : launch_rows<kFormat, 1>(a, aligned, stream);
+  if (cost4 < cost2 && cost4 < cost1) return launch_rows<kFormat, 4>(a, device, aligned, stream);
+  return cost2 < cost1 ? launch_rows<kFormat, 2>(a, device, aligned, stream)
+                       : launch_rows<kFormat, 1>(a, device, aligned, stream);
 }
 
 }  // namespace

@@ -2,7 +2,11 @@
 //
 // A lane takes one word's share of K, 4P neighbours, which are P words of four bytes. Four lanes with t = 0..3 have the
 // 16 bytes of a half step between them.
+#include <algorithm>
+
 #include "activations.cuh"
+#include "async_copy.cuh"
+#include "kernels.h"
 #include "launch.cuh"
 #include "quantized.h"
 
@@ -11,6 +15,10 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int64_t kManyTokens = 512;
+
+// Few weights are brought to L2 by the blocks that quantize few tokens, while the kernel in front still runs.
+constexpr int64_t kMostPrefetching = 32, kMostPrefetched = 5 << 20;
+constexpr unsigned kPrefetchingBlocks = 128;
 
 __global__ void __launch_bounds__(kThreads)
     absmax_kernel(const void* x, Dtype dtype, int64_t m, int64_t k, int64_t x_stride, uint32_t* result) {
@@ -125,11 +133,28 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const void* x, Dtype
   }
 }
 
+// The weights that the next kernel reads, where they are few.
+struct NextWeights {
+  const uint8_t* packed[kMaxWeights];
+  uint32_t bytes[kMaxWeights];
+};
+
+// Brings them to L2, all blocks of the grid together.
+__device__ __forceinline__ void prefetch(const NextWeights& next) {
+  constexpr uint32_t kPiece = 4096;
+  const uint32_t blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+  for (int i = 0; i < kMaxWeights; ++i)
+    for (uint32_t begin = (threadIdx.x * blocks + block) * kPiece; begin < next.bytes[i];
+         begin += blocks * blockDim.x * kPiece)
+      prefetch_to_l2(next.packed[i] + begin, min(kPiece, next.bytes[i] - begin));
+}
+
 // The same, faster, where all is even: values of two bytes, aligned rows of whole shares, one sum a column, and rows
-// short enough to stay in registers, kKept shares a lane. A block quantizes one token.
+// short enough to stay in registers, kKept shares a lane. A block quantizes one token, or helps to prefetch.
 template <Format kFormat, int kDigits, int kBlock, int kKept>
 __global__ void __launch_bounds__(kBlock)
-    quantize_even_kernel(const uint16_t* x, Dtype dtype, int m, int k, int64_t x_stride, Quantized out) {
+    quantize_even_kernel(const uint16_t* x, Dtype dtype, int m, int k, int64_t x_stride, Quantized out,
+                         const __grid_constant__ NextWeights next) {
   using Layout = Chunk<kFormat>;
   constexpr int kCount = 4 * Layout::kPerByte, kWarps = kBlock / 32;
   __shared__ uint32_t absmax[kWarps];
@@ -137,17 +162,29 @@ __global__ void __launch_bounds__(kBlock)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4, first_word = warp * 8 + lane / 4;
   const int token_of_tile = static_cast<int>(blockIdx.x), tile = tile_of_block();
   const int token = tile * out.tile_tokens + token_of_tile, words = static_cast<int>(out.chunks) * 4;
+  prefetch(next);  // also where the kernel in front writes them, as this is no more than a hint
   if (token >= m) return;
+  const int k0 = first_word / 4 * Layout::kWeights + (t * 4 + first_word % 4) * kCount;
+  constexpr int kStepK = kWarps * 2 * Layout::kWeights;
+  // Each instruction behind the wait delays the call, so what to read and write is found before.
+  const uint16_t* row = in_register(x + token * x_stride + k0);
+  const int left = in_register(k - k0);
+  int column = token_of_tile;  // of the first digit
+  if constexpr (kDigits > 1) column += column / out.token_block * out.token_block * (kDigits - 1);
+  const int r_stride = out.tile_columns * 16;
+  int8_t* tile_q = out.q + static_cast<int64_t>(tile) * words * Layout::kPerByte * r_stride;
+  int8_t* to[kDigits];  // where the first word goes, in formats of whole pieces of 16 bytes
+#pragma unroll
+  for (int d = 0; d < kDigits && Layout::kPerByte == 4; ++d) {
+    const int place = column + d * out.token_block;
+    to[d] = in_register(tile_q + (out.fragments ? static_cast<int64_t>(first_word) * 4 * r_stride + place * 64 + t * 16
+                                                : place_of(out, first_word * 4 + t, place)));
+  }
   wait_for_previous_kernel();
   let_next_kernel_start();
-
-  const uint16_t* row = x + token * x_stride;
   uint32_t pairs[kKept][kCount / 2];
 #pragma unroll
-  for (int i = 0; i < kKept; ++i) {
-    const int word = first_word + i * kWarps * 8, k0 = word / 4 * Layout::kWeights + (t * 4 + word % 4) * kCount;
-    load_pairs<kCount>(row, k0, k0 < k, pairs[i]);
-  }
+  for (int i = 0; i < kKept; ++i) load_pairs<kCount>(row, i * kStepK, i * kStepK < left, pairs[i]);
   uint32_t largest = 0;
 #pragma unroll
   for (int i = 0; i < kKept; ++i) largest = max(largest, absmax_bits(pairs[i], dtype));
@@ -158,10 +195,7 @@ __global__ void __launch_bounds__(kBlock)
   for (int i = 0; i < kWarps; ++i) largest = max(largest, absmax[i]);
   const Quantizer quantizer = quantizer_of(largest, kDigits);
 
-  int column = token_of_tile;  // of the first digit
-  if constexpr (kDigits > 1) column += column / out.token_block * out.token_block * (kDigits - 1);
-  const int r_stride = out.tile_columns * 16;
-  int8_t* to = out.q + static_cast<int64_t>(tile) * words * Layout::kPerByte * r_stride;
+  if (threadIdx.x == kBlock - 1) out.scale[token] = scale_of(largest, kDigits);
   int sum[kDigits] = {};
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
@@ -172,21 +206,18 @@ __global__ void __launch_bounds__(kBlock)
     quantize_share<Layout::kPerByte>(values, quantizer, q, sum);
 #pragma unroll
     for (int d = 0; d < kDigits; ++d) {
-      const int place = column + d * out.token_block;
       if constexpr (Layout::kPerByte == 4) {
         uint4 piece = {q[d][0], q[d][1], q[d][2], q[d][3]};
         if (!out.fragments) piece = exchange_words(q[d]);
-        const int64_t offset = out.fragments ? static_cast<int64_t>(word) * 4 * r_stride + place * 64 + t * 16
-                                             : place_of(out, word * 4 + t, place);
-        if (word < words) *reinterpret_cast<uint4*>(to + offset) = piece;
+        if (word < words) *reinterpret_cast<uint4*>(to[d] + int64_t{i} * kWarps * 32 * r_stride) = piece;
       } else {
 #pragma unroll
         for (int c = 0; c < Layout::kPerByte; ++c) {
-          const int r = word * Layout::kPerByte + c;
+          const int place = column + d * out.token_block, r = word * Layout::kPerByte + c;
           const int64_t offset = out.fragments
                                      ? static_cast<int64_t>(r / 4) * 4 * r_stride + place * 64 + t * 16 + r % 4 * 4
                                      : place_of(out, r, place) + t * 4;
-          if (word < words) *reinterpret_cast<uint32_t*>(to + offset) = q[d][c];
+          if (word < words) *reinterpret_cast<uint32_t*>(tile_q + offset) = q[d][c];
         }
       }
     }
@@ -197,15 +228,11 @@ __global__ void __launch_bounds__(kBlock)
     if (lane == 0) sums[warp][d] = sum[d];
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    out.scale[token] = scale_of(largest, kDigits);
+  if (threadIdx.x < kDigits) {
+    int total = 0;
 #pragma unroll
-    for (int d = 0; d < kDigits; ++d) {
-      int total = 0;
-#pragma unroll
-      for (int i = 0; i < kWarps; ++i) total += sums[i][d];
-      out.sum[token * kDigits + d] = total;
-    }
+    for (int i = 0; i < kWarps; ++i) total += sums[i][threadIdx.x];
+    out.sum[token * kDigits + threadIdx.x] = total;
   }
 }
 
@@ -217,17 +244,31 @@ bool is_even(const Linear& linear, const Quantized& out) {
          (reinterpret_cast<uintptr_t>(linear.x) | static_cast<uintptr_t>(linear.x_stride * 2)) % 16 == 0;
 }
 
+NextWeights next_weights(const Linear& linear) {
+  NextWeights next = {};
+  int64_t bytes = 0;
+  for (int i = 0; i < linear.weight_count; ++i) bytes += linear.weights[i].n * bytes_of_row(linear);
+  if (linear.m > kMostPrefetching || bytes > kMostPrefetched) return next;
+  for (int i = 0; i < linear.weight_count; ++i) {
+    next.packed[i] = linear.weights[i].packed;
+    next.bytes[i] = static_cast<uint32_t>(linear.weights[i].n * bytes_of_row(linear));
+  }
+  return next;
+}
+
 // Whether it did. Few tokens are a matter of latency; many of instructions, of which a lane that keeps more needs
 // fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one.
 template <Format kFormat, int kDigits>
 bool launch_even(const Linear& linear, const Quantized& out, const Device& device, void* stream, cudaError_t* error) {
   constexpr int kManyResident = 8;
   const size_t share = static_cast<size_t>(device.shared_memory / kManyResident - 2048);
-  const dim3 blocks = blocks_of_tokens(linear, out);
+  dim3 blocks = blocks_of_tokens(linear, out);
+  const NextWeights next = next_weights(linear);
+  if (next.packed[0] != nullptr) blocks.y = std::max(blocks.y, (kPrefetchingBlocks + blocks.x - 1) / blocks.x);
   const auto try_block = [&](auto kernel, int threads, int kept, size_t shared) {
     if (out.chunks * 4 > threads / 4 * kept) return false;
     *error = launch(kernel, blocks, threads, shared, stream, true, 1, static_cast<const uint16_t*>(linear.x),
-                    linear.dtype, static_cast<int>(linear.m), static_cast<int>(linear.k), linear.x_stride, out);
+                    linear.dtype, static_cast<int>(linear.m), static_cast<int>(linear.k), linear.x_stride, out, next);
     return true;
   };
   if (linear.m >= kManyTokens) {

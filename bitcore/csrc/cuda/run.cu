@@ -49,7 +49,7 @@ Path path_of(const Linear& linear, const Device& device) {
   hopper = device.compute_capability == 90 && hopper_can_serve(linear);
 #endif
   if (decode_can_serve(linear, digits_of(linear), device))
-    return decode_can_quantize(linear, digits_of(linear)) ? Path::kDecodeQuantizing : Path::kDecode;
+    return decode_can_quantize(linear, digits_of(linear), device) ? Path::kDecodeQuantizing : Path::kDecode;
   if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
   if (!(hopper && hopper_beats_narrow(linear, device)) && narrow_can_serve(linear, digits_of(linear), device))
     return Path::kNarrow;

@@ -13,7 +13,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 // The value, which the compiler keeps from here on instead of computing it anew at each use.
 template <typename T>
 __device__ __forceinline__ T in_register(T value) {
-  asm volatile("" : "+r"(value));
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
   return value;
 }
 
