@@ -244,15 +244,23 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
     }
   }
   __syncthreads();  // from here on the stages are free
-  const auto write_pairs = [&](auto value) {
+  const auto write_pairs_as = [&](auto value, auto is_plain) {
     const int group = warp / 4;
     const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
     OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m,
                                              outputs);
-    stage_outputs<kFormat, kColumns, kRowTiles, decltype(value)>(weight, first_row, sums, factors, outputs, [&] {
-      asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
-      writer.write();
-    });
+    stage_outputs<kFormat, kColumns, kRowTiles, decltype(is_plain)::value, decltype(value)>(
+        weight, first_row, sums, factors, outputs, [&] {
+          asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+          writer.write();
+        });
+  };
+  const auto write_pairs = [&](auto value) {
+    if (weight.bias == nullptr && weight.zero_point == nullptr) {
+      write_pairs_as(value, std::true_type());
+    } else {
+      write_pairs_as(value, std::false_type());
+    }
   };
   if constexpr (!kInt8) {
     write_pairs(Value());

@@ -60,8 +60,9 @@ template <int kColumns>
 constexpr int kSlice = kColumns > 64 && kColumns % 32 == 0 ? 32 : 16;
 
 // This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup]; calls `write`
-// behind each slice of them.
-template <Format kFormat, int kColumns, int kRowTiles, typename Value, typename Sum, typename OfBlock, typename Write>
+// behind each slice of them. kPlain: of a weight without bias and zero points.
+template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, typename OfBlock,
+          typename Write>
 __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t first_row,
                                               const Sum (&sums)[kRowTiles][kColumns / 2], const OfBlock& factors,
                                               uint32_t outputs, Write write) {
@@ -74,7 +75,7 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
     const int64_t n = min(first_row + row, weight.n - 1);
     row_scale[i] = factors.row_scale[row];
     row_bias[i] = bias_of(weight, n);
-    zero[i] = zero_of(weight, kFormat, n, 0);
+    zero[i] = kPlain ? code_of_zero(kFormat) : zero_of(weight, kFormat, n, 0);
   }
   const int matrix = lane / 8 % (2 * kRowTiles);  // rows +0 and +8 of the row tiles
   uint32_t to = outputs + lane % 8 * kColumnBytes<kRowTiles> + (warp % 4 * 16 + matrix / 2 * 64 + matrix % 2 * 8) * 2;
@@ -101,7 +102,8 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
         value0 = __fmul_rn(sum0, row_scale[i]);
         value1 = __fmul_rn(sum1, row_scale[i]);
       }
-      pairs[i] = pair_of(__fadd_rn(value0, row_bias[i]), __fadd_rn(value1, row_bias[i]), Value());
+      if constexpr (!kPlain) value0 = __fadd_rn(value0, row_bias[i]), value1 = __fadd_rn(value1, row_bias[i]);
+      pairs[i] = pair_of(value0, value1, Value());
     }
     store_transposed(to, pairs);
     to += 8 * kColumnBytes<kRowTiles>;
