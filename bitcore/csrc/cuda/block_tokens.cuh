@@ -11,6 +11,33 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a group, of which a blo
 constexpr int kMostGroups = 2;
 constexpr int kColumns = 8;
 
+// Where a block has its int8 activations from.
+enum class Source {
+  kWorkspace,
+  kLong,    // the block quantizes the one token
+  kShort,   // of at most kMostShort weights
+  kNormed,  // and normalizes it first
+  kTwo,     // the block quantizes two tokens
+  kFour,    // or up to four
+};
+
+template <Source kSource>
+constexpr int kMostTokens = kSource == Source::kTwo    ? 2
+                            : kSource == Source::kFour ? 4
+                                                       : 1;
+
+// Two groups of warps share the work of quantizing; where that is little, a group alone is ready sooner.
+template <Source kSource>
+constexpr int kGroups = kSource == Source::kLong || kMostTokens<kSource> > 1 ? kMostGroups : 1;
+
+// Weights of a token. Of a normalized one each thread has one word: for more, a launch of its own is faster.
+constexpr int kMostShort = kThreads * 16, kMostLong = 12288, kMostOfTwo = 8192, kMostOfFour = 4096;
+template <Source kSource>
+constexpr int kMostWeights = kSource == Source::kLong   ? kMostLong
+                             : kSource == Source::kTwo  ? kMostOfTwo
+                             : kSource == Source::kFour ? kMostOfFour
+                                                        : kMostShort;
+
 // What the block knows of its columns; absmax and sums by warp where it quantizes itself.
 struct Columns {
   float scale[kColumns];           // by token
@@ -52,11 +79,11 @@ struct BlockRow {
   }
 };
 
-// At most kTokens tokens that every block quantizes itself: each is that of neighbouring warps.
-template <Format kFormat, int kMost, int kTokens, int kGroups>
+// The tokens that every block quantizes itself: each is that of neighbouring warps.
+template <Format kFormat, Source kSource>
 struct BlockTokens {
-  static constexpr int kOwn = kGroups * kThreads / kTokens;  // threads
-  using Row = BlockRow<kFormat, kMost, kOwn>;
+  static constexpr int kTokens = kMostTokens<kSource>, kOwn = kGroups<kSource> * kThreads / kTokens;  // threads of one
+  using Row = BlockRow<kFormat, kMostWeights<kSource>, kOwn>;
   using Layout = typename Row::Layout;
   static constexpr int kCount = Row::kCount, kRounds = Row::kRounds, kOwnWarps = kOwn / 32;
 

@@ -20,33 +20,6 @@ namespace {
 
 constexpr int kResident = 2;  // groups of a multiprocessor
 
-// Where a block has its int8 activations from.
-enum class Source {
-  kWorkspace,
-  kLong,    // the block quantizes the one token
-  kShort,   // of at most kMostShort weights
-  kNormed,  // and normalizes it first
-  kTwo,     // the block quantizes two tokens
-  kFour,    // or up to four
-};
-
-template <Source kSource>
-constexpr int kMostTokens = kSource == Source::kTwo    ? 2
-                            : kSource == Source::kFour ? 4
-                                                       : 1;
-
-// Two groups of warps share the work of quantizing; where that is little, a group alone is ready sooner.
-template <Source kSource>
-constexpr int kGroups = kSource == Source::kLong || kMostTokens<kSource> > 1 ? kMostGroups : 1;
-
-// Weights of a token. Of a normalized one each thread has one word: for more, a launch of its own is faster.
-constexpr int kMostShort = kThreads * 16, kMostLong = 12288, kMostOfTwo = 8192, kMostOfFour = 4096;
-template <Source kSource>
-constexpr int kMostWeights = kSource == Source::kLong   ? kMostLong
-                             : kSource == Source::kTwo  ? kMostOfTwo
-                             : kSource == Source::kFour ? kMostOfFour
-                                                        : kMostShort;
-
 // Of 16 rows, for each multiprocessor: up to so many, blocks start faster than their copies run out.
 constexpr int kFewChunks = 250;
 
@@ -105,7 +78,7 @@ __global__ void __launch_bounds__(kThreads* kGroups<kSource>, kResident / kGroup
     reader.prefetch();
     if constexpr (kSource == Source::kNormed) prefetch_weight(a.norm);
     // Each instruction behind the wait delays the call, so what to read is found before.
-    using Tokens = BlockTokens<kFormat, kMostWeights<kSource>, kMostTokens<kSource>, kGroups<kSource>>;
+    using Tokens = BlockTokens<kFormat, kSource>;
     Tokens tokens(linear);
     typename Reader::Ahead ahead[kStages - 1];
     if constexpr (kAligned)
