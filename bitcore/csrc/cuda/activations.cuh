@@ -244,4 +244,27 @@ __device__ __forceinline__ float with_bias(float value, const Weight& weight, in
   return weight.bias == nullptr ? value : __fadd_rn(value, load_float(weight.bias, weight.bias_dtype, n));
 }
 
+// A row of a weight whose outputs a thread writes: what it needs is asked for before there are sums.
+struct OutputRow {
+  const Weight& weight;
+  int64_t n;
+  float scale;
+  int zero;
+
+  __device__ __forceinline__ OutputRow(const Weight& weight, Format format, int64_t n, bool live)
+      : weight(weight), n(n) {
+    if (!live) return;
+    scale = weight.scale[n * weight.scale_stride];
+    zero = zero_of(weight, format, n, 0);
+  }
+
+  // `sums` of a token's digits, as product_of takes them.
+  __device__ __forceinline__ void write(Dtype dtype, int64_t token, const int* sums, int digits,
+                                        float token_scale) const {
+    const float factor = __fmul_rn(token_scale, scale);
+    const float value = with_bias(__fmul_rn(product_of(sums, digits), factor), weight, n);
+    store_float(weight.y, dtype, token * weight.n + n, value);
+  }
+};
+
 }  // namespace bitlab::cuda

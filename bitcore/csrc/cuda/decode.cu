@@ -131,12 +131,7 @@ __global__ void __launch_bounds__(kThreads* kGroups<kSource>, kResident / kGroup
     const int out_token = out / kRows, out_row = out % kRows;
     const int64_t n = first + out_row;
     const bool live = out_token < m && n < weight.n;
-    float weight_scale;
-    int zero;
-    if (live) {  // asked for early
-      weight_scale = weight.scale[n * weight.scale_stride];
-      zero = zero_of(weight, kFormat, n, 0);
-    }
+    const OutputRow of_row(weight, kFormat, n, live);
     const uint8_t* row = weight.packed + min(first + lane / 4, weight.n - 1) * a.row_bytes;
     const uint8_t* row8 = weight.packed + min(first + lane / 4 + 8, weight.n - 1) * a.row_bytes;
     const uint32_t shift = shift_of_row<kAligned>(row), shift8 = shift_of_row<kAligned>(row8);
@@ -175,13 +170,11 @@ __global__ void __launch_bounds__(kThreads* kGroups<kSource>, kResident / kGroup
       int total[kDigits];
 #pragma unroll
       for (int d = 0; d < kDigits; ++d) {
-        total[d] = -zero * of_columns.sum[group][out_token * kDigits + d];
+        total[d] = -of_row.zero * of_columns.sum[group][out_token * kDigits + d];
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) total[d] += partial[group][buffer][w][out_token * kDigits + d][out_row];
       }
-      const float factor = __fmul_rn(of_columns.scale[out_token], weight_scale);
-      const float value = with_bias(__fmul_rn(product_of(total, kDigits), factor), weight, n);
-      store_float(weight.y, linear.dtype, out_token * weight.n + n, value);
+      of_row.write(linear.dtype, out_token, total, kDigits, of_columns.scale[out_token]);
     }
     buffer ^= 1;
     out = (out + 32) % kThreads;

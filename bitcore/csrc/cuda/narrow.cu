@@ -99,16 +99,10 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   if (threadIdx.x < m) copy_4_bytes(shared_address(&token_scale[threadIdx.x]), a.quantized.scale + threadIdx.x);
   if (threadIdx.x < m * digits) copy_4_bytes(shared_address(&column_sum[threadIdx.x]), a.quantized.sum + threadIdx.x);
   end_copies();
-  // The row whose outputs this thread writes.
   const int out_row = static_cast<int>(threadIdx.x) % kRows;
   const int64_t n = first + out_row;
   const bool live = n < weight.n;
-  float weight_scale;
-  int zero;
-  if (live) {
-    weight_scale = weight.scale[n * weight.scale_stride];
-    zero = zero_of(weight, kFormat, n, 0);
-  }
+  const OutputRow of_row(weight, kFormat, n, live);
   wait_for_copies<0>();
 
   int sums[kRowTiles][kColumnTiles][2][4] = {};  // by scale of decode_words
@@ -170,13 +164,11 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
     for (int d = 0; d < kFloatDigits; ++d) {
       if (d == digits) break;
       const int column = token * digits + d;
-      total[d] = -zero * column_sum[column];
+      total[d] = -of_row.zero * column_sum[column];
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total[d] += partial[(w * kColumns + column) * kSumStride + out_row];
     }
-    const float factor = __fmul_rn(token_scale[token], weight_scale);
-    const float value = with_bias(__fmul_rn(product_of(total, digits), factor), weight, n);
-    store_float(weight.y, linear.dtype, token * weight.n + n, value);
+    of_row.write(linear.dtype, token, total, digits, token_scale[token]);
   }
 }
 
