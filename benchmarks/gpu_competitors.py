@@ -97,9 +97,10 @@ class Competitor(ABC):
     def call(self, index: int, x: Tensor, variant: object) -> Tensor:
         """The call that is timed, on copy `index`."""
 
-    def tokens(self, batch: int) -> Tensor:
-        """Random input [batch, K], as it arrives."""
-        return torch.randn(batch, self.shape[1], device=DEVICE, dtype=torch.bfloat16)
+    def tokens(self, batch: int, draw: int) -> Tensor:
+        """Random input [batch, K], as it arrives. The values of a draw are the same for all who take floats."""
+        generator = torch.Generator(DEVICE).manual_seed(draw)
+        return torch.randn(batch, self.shape[1], device=DEVICE, dtype=torch.bfloat16, generator=generator)
 
     def forced(self) -> AbstractContextManager[None]:
         """Open around all calls."""
@@ -173,8 +174,8 @@ class Float8(Dense):
     def _copies(self, weights: Weights) -> Sequence[Tensor]:
         return copies_of(weights.ternary.to(torch.float8_e4m3fn))
 
-    def tokens(self, batch: int) -> Tensor:
-        return super().tokens(batch).to(torch.float8_e4m3fn)
+    def tokens(self, batch: int, draw: int) -> Tensor:
+        return super().tokens(batch, draw).to(torch.float8_e4m3fn)
 
     def call(self, index: int, x: Tensor, variant: object) -> Tensor:
         return torch._scaled_mm(
@@ -196,7 +197,7 @@ class IntegerProduct(Dense):
     def _copies(self, weights: Weights) -> Sequence[Tensor]:
         return copies_of(weights.ternary)
 
-    def tokens(self, batch: int) -> Tensor:
+    def tokens(self, batch: int, draw: int) -> Tensor:
         return torch.randint(-127, 128, (batch, self.shape[1]), device=DEVICE, dtype=torch.int8)
 
     def call(self, index: int, x: Tensor, variant: object) -> Tensor:

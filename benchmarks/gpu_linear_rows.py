@@ -62,7 +62,7 @@ def measure(competitor: Competitor, batch: int, part: int) -> Row:
 
 
 def _measure(competitor: Competitor, row: Row) -> None:
-    x = competitor.tokens(row.batch)
+    x = competitor.tokens(row.batch, 0)
     most = MOST_COMPARED_BATCH if row.layer in (TWO_BIT, BASE3) else MOST_COMPUTED_BATCH
     checks = row.name != FLOOR and row.batch <= most
     if checks:
@@ -76,11 +76,14 @@ def _measure(competitor: Competitor, row: Row) -> None:
             row.note = "" if variant is None else str(variant)
     if isinstance(competitor, Packed):
         _check_replay(competitor, captured, x, row, checks)
+    elif checks:  # as many draws as of those that are replayed
+        x, last = competitor.tokens(row.batch, 1), row.nodes - 1
+        _add(row, competitor.check(last, x, competitor.call(last, x, competitor.variants[0])))
 
 
 def _check_replay(competitor: Packed, captured: CapturedCalls, x: torch.Tensor, row: Row, checks: bool) -> None:
     """Replays the graph on new data, over an output of NaN, and calls the last layer outside of the graph beside it."""
-    x.copy_(competitor.tokens(row.batch))
+    x.copy_(competitor.tokens(row.batch, 1))
     captured.y.fill_(float("nan"))
     captured.replay()
     torch.cuda.synchronize()

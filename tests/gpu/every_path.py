@@ -32,6 +32,10 @@ def main() -> None:
             for rows in (1, 2, 3, 9, 16, 20, 70, 130, 515) if out_features < 1000 else (9, 16):
                 x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
                 assert torch.equal(kernel.linear(x, weight), reference.linear(x, weight)), (config, rows)
+        # Few tokens of more tiles than multiprocessors.
+        weight = PackedWeight.from_float(torch.randn(17000, 320, device="cuda"), config)
+        x = torch.randn(12, 320, device="cuda", dtype=torch.bfloat16)
+        assert torch.equal(kernel.linear(x, weight), reference.linear(x, weight)), config
     weight = PackedWeight.from_float(torch.randn(8704, 512, device="cuda"), CONFIGS[0])
     for rows in (200, 280):  # in tiles of 80 and of 96 columns on an H200
         x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)

@@ -68,6 +68,35 @@ def test_few_tokens_of_many_tiles(sizes: tuple[int, int], storage_format: str) -
         assert same(cuda_kernel(config).linear(x, weight, bias), ReferenceKernel(config).linear(x, weight, bias)), rows
 
 
+@pytest.mark.parametrize("config", [CONFIGS["2bit"], CONFIGS["base3"], CONFIGS["int4"]], ids=["2bit", "base3", "int4"])
+@pytest.mark.parametrize("sizes", [(17000, 320), (17003, 1037)], ids=str)
+def test_few_tokens_of_more_tiles_than_multiprocessors(sizes: tuple[int, int], config: BitQuantConfig) -> None:
+    """Tiles of 16 columns, which fewer rows of weights never take."""
+    weight, bias = random_weight(*sizes, config), torch.randn(sizes[0], device="cuda")
+    for rows in (9, 12, 16):
+        x = torch.randn(rows, sizes[1], device="cuda").half()
+        x[rows // 2, 7] = 50.0
+        assert same(cuda_kernel(config).linear(x, weight, bias), ReferenceKernel(config).linear(x, weight, bias)), rows
+    config = BitQuantConfig.weight_only()
+    weight = random_weight(*sizes, config)
+    x = torch.randn(5, sizes[1], device="cuda").half()
+    together, alone = cuda_kernel(config).linear(x, weight), [cuda_kernel(config).linear(row, weight) for row in x]
+    assert same(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("rows", [33, 40, 64, 96, 120])
+@pytest.mark.parametrize("sizes", [(1024, 8192), (333, 4099), (2560, 6912), (640, 28672)], ids=str)
+def test_blocks_that_share_long_rows(sizes: tuple[int, int], rows: int) -> None:
+    """Up to eight blocks add their sums up: outputs of 2 and 4 bytes, with and without bias."""
+    config = BitQuantConfig(weight_granularity="per_channel")
+    weight = random_weight(*sizes, config)
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
+        for bias in (None, torch.randn(sizes[0], device="cuda")):
+            y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
+            assert same(y, expected)
+
+
 @pytest.mark.parametrize(("sizes", "rows"), [((8704, 512), 200), ((8704, 512), 280), ((11008, 4096), 256)], ids=str)
 def test_tiles_that_fill_an_h200(sizes: tuple[int, int], rows: int) -> None:
     """256 rows of weights by 80 or 96 tokens, which smaller layers never take."""

@@ -32,6 +32,13 @@ constexpr int kWeightStages = kRowTiles == 1 ? 4 : 3;
 template <int kRowTiles, bool kAligned>
 constexpr int kWeightBytes = kWeightStages<kRowTiles> * kGroups * 64 * kRowTiles * kRowStage<kAligned>;
 
+// Of one row tile: the compiler would compute it anew between the products, which slows them down.
+template <int kRowTiles, typename T>
+__device__ __forceinline__ T kept(T value) {
+  if constexpr (kRowTiles == 1) return in_register(value);
+  return value;
+}
+
 // A batch is decoded while the one before is multiplied; with few rows and columns there is too little to multiply for
 // that to pay.
 template <int kColumns, int kRowTiles>
@@ -51,14 +58,15 @@ constexpr uint32_t kStageBytes =
 template <int kRows>
 constexpr int kSumStride = kRows + 4;
 
-// Value: int8_t, or what x is where activations stay in floating point; then no splits, ternary weights.
+// Value: int8_t, or what x is where activations stay in floating point; then ternary weights. Blocks share K where the
+// activations are int8 and kRowTiles is 1: the sums of more rows would take longer than the products that they save.
 template <Format kFormat, int kColumns, int kRowTiles, bool kAligned, typename Value>
 __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles))
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = Chunk<kFormat>;
   constexpr int kRows = 64 * kGroups * kRowTiles, kWarpRows = 16 * kRowTiles;
-  constexpr bool kInt8 = std::is_same_v<Value, int8_t>;
+  constexpr bool kInt8 = std::is_same_v<Value, int8_t>, kSharesK = kInt8 && kRowTiles == 1;
   using Sum = std::conditional_t<kInt8, int, float>;
   constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
   constexpr int kSwizzle = hopper_swizzle(kFormat);
@@ -71,9 +79,9 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   const Linear& linear = a.linear;
   const Quantized& quantized = a.quantized;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int stages = a.stages, splits = a.splits, split = splits == 1 ? 0 : rank_in_cluster();
+  const int stages = a.stages, splits = kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
   const int first_chunk = split * a.split_chunks + min(split, a.longer_splits);
-  const int count = a.split_chunks + (split < a.longer_splits), end_chunk = first_chunk + count;
+  const int count = kept<kRowTiles>(a.split_chunks + (split < a.longer_splits)), end_chunk = first_chunk + count;
   // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
   const int token_tile = static_cast<int>(cluster_along_z() * gridDim.x + blockIdx.x);
   if (token_tile >= a.token_tiles) return;
@@ -83,8 +91,8 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
       linear.weights[weight_of_tile(linear, a.tiles, static_cast<int>(blockIdx.y), kRows, &first_row)];
   const uint32_t ring = in_register(shared_address(shared) + a.received_bytes),
                  full = in_register(shared_address(barriers)), empty = full + 8 * kMostStages;
-  const Splits<kColumns, kRowTiles> of_splits = {quantized.digits, splits, split, shared_address(shared),
-                                                 empty + 8 * kMostStages};
+  const Splits<kColumns, kRowTiles> of_splits = {
+      quantized.digits, splits, split, a.most_own, shared_address(shared), empty + 8 * kMostStages};
   const int8_t* from = quantized.q + (token_tile * quantized.chunks + first_chunk) *
                                          kBatches<kFormat, kColumns, kRowTiles, Value> * kStage;
   int left_to_fetch = count * kBatches<kFormat, kColumns, kRowTiles, Value>;
@@ -96,17 +104,19 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
     --left_to_fetch;
   };
 
-  const uint32_t own = ring + stages * kStage + warp * kAhead * kWeightStage + place_in_stage<kAligned>();
+  const uint32_t own =
+      kept<kRowTiles>(ring + stages * kStage + warp * kAhead * kWeightStage + place_in_stage<kAligned>());
   const uint8_t* first = weight.packed + first_row * a.row_bytes;
   const int last_row = static_cast<int>(min(weight.n - first_row, static_cast<int64_t>(kRows))) - 1;
   const uint8_t* rows[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
     const int row = warp / 4 * 64 * kRowTiles + warp % 4 * 16 + i / 2 * 64 + i % 2 * 8 + lane / 4;
-    rows[i] = first + static_cast<int64_t>(min(row, last_row)) * a.row_bytes;
+    rows[i] = kept<kRowTiles>(first + static_cast<int64_t>(min(row, last_row)) * a.row_bytes);
   }
   int offset = first_chunk * kChunkBytes + lane % 4 * 16;  // of the next copy
-  const int copies_end = kAligned ? min(end_chunk * kChunkBytes, a.row_bytes) : end_chunk * kChunkBytes;
+  const int copies_end =
+      kept<kRowTiles>(kAligned ? min(end_chunk * kChunkBytes, a.row_bytes) : end_chunk * kChunkBytes);
   uint32_t copy_stage = own;
   const auto copy = [&] {
     if constexpr (!kAligned) __syncwarp();  // lanes have read their neighbours' bytes
@@ -237,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   wait_for_products<0>();
   wait_for_copies<0>();
 
-  if constexpr (kInt8) {
+  if constexpr (kSharesK) {
     if (splits > 1) {
       wait_for_cluster();  // all of its blocks have started
       of_splits.send_others(sums);
@@ -249,11 +259,12 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
     const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
     OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m,
                                              outputs);
+    const auto write_slice = [&] {
+      synchronize_group(group);
+      writer.write();
+    };
     stage_outputs<kFormat, kColumns, kRowTiles, decltype(is_plain)::value, decltype(value)>(
-        weight, first_row, sums, factors, outputs, [&] {
-          asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
-          writer.write();
-        });
+        weight, first_row, sums, factors, outputs, write_slice);
   };
   const auto write_pairs = [&](auto value) {
     if (weight.bias == nullptr && weight.zero_point == nullptr) {
@@ -262,12 +273,21 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
       write_pairs_as(value, std::false_type());
     }
   };
+  const auto write = [&](auto value) {
+    if constexpr (kSharesK)
+      if (splits > 1) {
+        of_splits.template write_own<kFormat, decltype(value)>(sums, weight, first_row, first_token, linear.m, factors,
+                                                               ring);
+        return;
+      }
+    write_pairs(value);
+  };
   if constexpr (!kInt8) {
     write_pairs(Value());
-  } else if (splits == 1 && quantized.digits == 1 && linear.dtype == Dtype::kBFloat16) {
-    write_pairs(__nv_bfloat16());
-  } else if (splits == 1 && quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
-    write_pairs(__half());
+  } else if (quantized.digits == 1 && linear.dtype == Dtype::kBFloat16) {
+    write(__nv_bfloat16());
+  } else if (quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
+    write(__half());
   } else {
     constexpr int kStride = kSumStride<kRows>;
     of_splits.template store_own<kStride>(sums, reinterpret_cast<int*>(shared + a.received_bytes));
@@ -289,6 +309,7 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   a.received_bytes = static_cast<uint32_t>(received_bytes(tile, digits));
   const int chunks = static_cast<int>(a.quantized.chunks);
   a.splits = splits;
+  a.most_own = most_own_eights(kColumns, digits, splits);
   a.fetches_first = a.linear.m >= kManyTokens;
   a.split_chunks = chunks / splits;
   a.longer_splits = chunks % splits;
@@ -303,8 +324,11 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int fills = (chunks + splits - 1) / splits * kBatches<kFormat, kColumns, kRowTiles, Value>;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
   const int outputs = kColumns * kGroups * static_cast<int>(kColumnBytes<kRowTiles>);
-  const int sums = most_own_eights(kColumns, digits, splits) * 8 * kSumStride<kRows> * static_cast<int>(sizeof(int));
-  const int shared = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums});
+  const int sums = a.most_own * 8 * kSumStride<kRows> * static_cast<int>(sizeof(int));
+  const int own = splits > 1 ? Splits<kColumns, kRowTiles>::own_bytes(a.most_own) : 0;
+  const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});
+  // Blocks that find a multiprocessor each shall not share one.
+  const int shared = alone ? std::max(needed, device.shared_memory / 2 + 1024) : needed;
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
@@ -340,6 +364,7 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
     if (columns == 80) return launch_kernel<kFormat, 80, 2, int8_t, true>(a, device, stream);
     if (columns == 96) return launch_kernel<kFormat, 96, 2, int8_t, true>(a, device, stream);
   }
+  if (columns == 16) return launch_aligned<kFormat, 16, 1>(a, device, stream);
   if (columns == 32) return launch_aligned<kFormat, 32, 1>(a, device, stream);
   if (columns == 64) return launch_aligned<kFormat, 64, 1>(a, device, stream);
   if constexpr (!hopper_is_light(kFormat, false))

@@ -22,8 +22,8 @@ struct Hopper {
   int row_bytes;
   int stages;  // of activations
   int token_tiles;
-  bool fetches_first;  // activations, then weights
-  int splits;
+  bool fetches_first;                 // activations, then weights
+  int splits, most_own;               // most eights of columns that a block gets the sums of
   int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
   uint32_t received_bytes;            // of shared memory, for sums of other blocks
   uint32_t received_by[kMostSplits];  // bytes that each block of a cluster receives
@@ -40,6 +40,18 @@ struct Factors {
 // Of row n, without a load where there is none.
 __device__ __forceinline__ float bias_of(const Weight& weight, int64_t n) {
   return weight.bias == nullptr ? -0.0f : load_float(weight.bias, weight.bias_dtype, n);  // y + -0.0 is y
+}
+
+// Waits for the threads of this warpgroup.
+__device__ __forceinline__ void synchronize_group(int group) {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+}
+
+// What a sum of codes becomes, but for the bias.
+template <Format kFormat>
+__device__ __forceinline__ float output_of(int sum, int zero, int column_sum, float token_scale, float row_scale) {
+  return __fmul_rn(static_cast<float>((sum >> high_shift(kFormat)) - zero * column_sum),
+                   __fmul_rn(token_scale, row_scale));
 }
 
 // Bytes of a column of a warpgroup's outputs in shared memory, without bank conflicts.
@@ -94,10 +106,8 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
       const Sum sum0 = sums[i / 2][4 * j + i % 2 * 2], sum1 = sums[i / 2][4 * j + i % 2 * 2 + 1];
       float value0, value1;
       if constexpr (std::is_same_v<Sum, int>) {
-        value0 = __fmul_rn(static_cast<float>((sum0 >> high_shift(kFormat)) - zero[i] * sum.x),
-                           __fmul_rn(scale.x, row_scale[i]));
-        value1 = __fmul_rn(static_cast<float>((sum1 >> high_shift(kFormat)) - zero[i] * sum.y),
-                           __fmul_rn(scale.y, row_scale[i]));
+        value0 = output_of<kFormat>(sum0, zero[i], sum.x, scale.x, row_scale[i]);
+        value1 = output_of<kFormat>(sum1, zero[i], sum.y, scale.y, row_scale[i]);
       } else {
         value0 = __fmul_rn(sum0, row_scale[i]);
         value1 = __fmul_rn(sum1, row_scale[i]);
@@ -109,6 +119,22 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
     to += 8 * kColumnBytes<kRowTiles>;
     if ((8 * j + 8) % kSlice<kColumns> == 0) write();
   }
+}
+
+// Eight outputs of two bytes: 16 aligned bytes where `whole`, else the first `count` of them one by one.
+__device__ __forceinline__ void write_eight(uint16_t* to, const Words<4>& v, bool whole, int64_t count) {
+  if (whole) {
+    *reinterpret_cast<uint4*>(to) = {v.word[0], v.word[1], v.word[2], v.word[3]};
+  } else {
+#pragma unroll
+    for (int b = 0; b < 8; ++b)
+      if (b < count) to[b] = static_cast<uint16_t>(v.word[b / 2] >> b % 2 * 16);
+  }
+}
+
+// Whether all of a weight's outputs lie so that eight of them are 16 aligned bytes.
+__device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
+  return weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
 }
 
 // Brings what stage_outputs left to memory: rows from `row` on of the columns from `token` on. A warpgroup.
@@ -127,7 +153,7 @@ struct OutputWriter {
     column = threadIdx.x % 128 / kVectors;
     n = row + vector * 8;
     columns = n >= weight.n ? 0 : m - token < kColumns ? static_cast<int>(m - token) : kColumns;
-    whole = weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
+    whole = has_whole_eights(weight);
     to = static_cast<uint16_t*>(weight.y) + (token + column) * weight.n + n;
     from = outputs + column * kColumnBytes<kRowTiles> + vector * 16;
   }
@@ -137,14 +163,7 @@ struct OutputWriter {
 #pragma unroll
     for (int i = 0; i < kSlice<kColumns> / kAtOnce; ++i, column += kAtOnce) {
       if (column >= columns) return;
-      const Words<4> v = load_shared_words(from);
-      if (whole) {
-        *reinterpret_cast<uint4*>(to) = {v.word[0], v.word[1], v.word[2], v.word[3]};
-      } else {
-#pragma unroll
-        for (int b = 0; b < 8; ++b)
-          if (n + b < stride) to[b] = static_cast<uint16_t>(v.word[b / 2] >> b % 2 * 16);
-      }
+      write_eight(to, load_shared_words(from), whole, stride - n);
       to += kAtOnce * stride;
       from += kAtOnce * kColumnBytes<kRowTiles>;
     }

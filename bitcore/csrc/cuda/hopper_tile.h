@@ -27,18 +27,18 @@ constexpr int most_own_eights(int columns, int digits, int splits) {
   return (columns / 8 + digits * splits - 1) / (digits * splits) * digits;
 }
 
-constexpr int kSentSumBytes = 128 * kHopperGroups * 16;  // of eight columns and a row tile of each warpgroup
+constexpr int kSentSumBytes = 128 * kHopperGroups * 16;  // of eight columns
 
 // Of shared memory in which a block receives the sums of the others.
 constexpr int received_bytes(const HopperTile& tile, int digits) {
-  return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * tile.row_tiles * kSentSumBytes;
+  return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * kSentSumBytes;
 }
 
 // Of these, what block `rank` gets.
 inline uint32_t received_by(const HopperTile& tile, int digits, int rank) {
   int own = 0;
   for (int eight = 0; eight < tile.columns / 8; ++eight) own += eight / digits % tile.splits == rank;
-  return static_cast<uint32_t>(own * (tile.splits - 1) * tile.row_tiles * kSentSumBytes);
+  return static_cast<uint32_t>(own * (tile.splits - 1) * kSentSumBytes);
 }
 
 constexpr int kMostReceivedBytes = 112 * 1024;  // leaves room for two stages of activations
@@ -64,19 +64,21 @@ struct HopperCosts {
   int64_t block, block_size;          // the ends of a block: beside, and for each 128 x 1 outputs
   int64_t split, split_size;          // the same where blocks share K
   int64_t shared_tenths;              // times as much for blocks that share a multiprocessor
+  int64_t turns_together;             // of blocks that end together, since they started together
 };
 // Fits to measurements on an H200 with 16 to 8,192 tokens. Codes that are decoded in few instructions, and others.
-constexpr HopperCosts kLightCosts = {.chunk_256_rows = 1500,
+constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
-                                     .chunk_64_columns = 590,
-                                     .chunk_32_columns = 720,
-                                     .least_alone = 1700,
+                                     .chunk_64_columns = 475,
+                                     .chunk_32_columns = 700,
+                                     .least_alone = 1240,
                                      .least_shared = 0,
-                                     .block = 4500,
-                                     .block_size = 2,
-                                     .split = 850,
-                                     .split_size = 200,
-                                     .shared_tenths = 16};
+                                     .block = 4700,
+                                     .block_size = 1,
+                                     .split = 1000,
+                                     .split_size = 83,
+                                     .shared_tenths = 16,
+                                     .turns_together = 6};
 constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
                                      .chunk_128_columns = 450,
                                      .chunk_64_columns = 350,
@@ -87,7 +89,8 @@ constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
                                      .block_size = 30,
                                      .split = 700,
                                      .split_size = 30,
-                                     .shared_tenths = 12};
+                                     .shared_tenths = 12,
+                                     .turns_together = 2};
 constexpr bool hopper_is_light(Format format, bool floating) { return format != Format::kBase3 && !floating; }
 
 // About the cycles that a call in so many blocks takes, with K of so many chunks of weights.
@@ -99,8 +102,8 @@ inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool f
   const int resident = hopper_resident(tile.columns, tile.row_tiles);
   const int64_t at_once = hopper_blocks_at_once(device, tile.splits, resident);
   const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
-  // Blocks that start together end together, but not after several turns.
-  const int64_t half_turns = blocks <= 2 * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
+  const int64_t half_turns =
+      blocks <= costs.turns_together * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
   const int64_t beside = tile.row_tiles == 2   ? costs.chunk_256_rows
                          : tile.columns == 128 ? costs.chunk_128_columns
                          : tile.columns == 64  ? costs.chunk_64_columns
@@ -126,7 +129,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
   const int64_t chunks = chunks_of(linear.format, linear.k, 4);
   const auto consider = [&](int columns, int of_group) {
     const int64_t tiles = row_tiles(linear, 128 * of_group).count * hopper_token_tiles(linear, digits, columns);
-    const int64_t most = floating ? 1 : std::min<int64_t>(kMostSplits, chunks);
+    const int64_t most = floating || of_group == 2 ? 1 : std::min<int64_t>(kMostSplits, chunks);
     for (int splits = 1; splits == 1 || (splits <= most && tiles * splits <= 2 * device.multiprocessors); ++splits) {
       const HopperTile tile = {columns, of_group, splits};
       if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
@@ -137,7 +140,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
   if (!hopper_is_light(linear.format, floating)) consider(128, 1);  // else 64 columns are faster
   consider(128, 2);
   if (!floating) {
-    consider(32, 1);
+    consider(linear.m * digits <= 16 ? 16 : 32, 1);
     consider(64, 1);
   }
   if (has_all_hopper_tiles(linear)) {

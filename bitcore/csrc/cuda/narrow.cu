@@ -2,7 +2,7 @@
 //
 //     block   8 warps share a tile of 16 * kRowTiles rows, warp w takes chunks w, w + 8, ... of them
 //     warp    a chunk of its activations at a time, in registers, multiplied with that chunk of one row tile after the
-//             other; the next chunk of both is under way
+//             other, whose codes are decoded before; the next chunk of both is under way
 //     shared  that next chunk: a lane reads back what it copied itself; in the end the sums of the warps
 //
 // Activations cross L2 once for each tile of rows, so tiles are as high as the multiprocessors still all get some.
@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   // Of more than one row tile there are as many rows in every weight: the last tile may repeat some of the one before.
   if (kRowTiles > 1) first = min(first, weight.n - kRows);
 
-  // Bytes of a row: this lane's of the next chunk to copy, and the end of this warp's chunks.
+  // Bytes of a row: this lane's of the next chunk to multiply, and the end of this warp's chunks.
+  constexpr int kStep = kWarps * kChunkBytes;
   int offset = warp * kChunkBytes + t * 16;
   const int end = chunks * kChunkBytes, copies_end = kAligned ? static_cast<int>(a.row_bytes) : end;
   const uint8_t* row = weight.packed + min(first + g, weight.n - 1) * a.row_bytes;
@@ -74,17 +75,19 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   const int64_t row_tile_bytes = 16 * a.row_bytes;
   const uint32_t own_weights =
       shared_address(shared) + warp * kRowTiles * kWeightStage<kAligned> + place_in_stage<kAligned>();
-  const auto copy_weights = [&](int r) {
-    if (offset >= copies_end) return;
-    const uint32_t to = own_weights + r * kWeightStage<kAligned>;
-    copy_share<kAligned>(weight, a.row_bytes, row + r * row_tile_bytes, offset, to);
-    copy_share<kAligned>(weight, a.row_bytes, row8 + r * row_tile_bytes, offset, to + 8 * kRowStage<kAligned>);
+  const auto copy_weights = [&](int r, int from) {
+    if (from < copies_end) {
+      const uint32_t to = own_weights + r * kWeightStage<kAligned>;
+      copy_share<kAligned>(weight, a.row_bytes, row + r * row_tile_bytes, from, to);
+      copy_share<kAligned>(weight, a.row_bytes, row8 + r * row_tile_bytes, from, to + 8 * kRowStage<kAligned>);
+    }
+    end_copies();
   };
   // Columns that do not exist hold anything, and nobody reads their sums.
   const uint32_t activations = shared_address(shared) + kWarps * kRowTiles * kWeightStage<kAligned> +
                                warp * kActivationStage<kFormat> + lane * 16;
   const int8_t* from = a.quantized.q + static_cast<int64_t>(warp) * kActivationStage<kFormat> + g * 64 + t * 16;
-  const auto copy_activations = [&] {
+  const auto copy_activations = [&] {  // of the chunk at `offset`
     if (offset >= end) return;
 #pragma unroll
     for (int i = 0; i < kQuads * kColumnTiles; ++i) copy_16_bytes(activations + i * 512, from + i * 512);
@@ -92,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   };
 
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) copy_weights(r);
+  for (int r = 0; r < kRowTiles; ++r) copy_weights(r, offset);
   wait_for_previous_kernel();  // the quantization, which began after all before it had ended
   let_next_kernel_start();
   copy_activations();
@@ -103,35 +106,43 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   const int64_t n = first + out_row;
   const bool live = n < weight.n;
   const OutputRow of_row(weight, kFormat, n, live);
-  wait_for_copies<0>();
 
+  // Copies end in groups, one for the activations of a chunk and one for each of its row tiles, and are asked for again
+  // when what they brought is in registers: so kRowTiles younger groups are under way when one is needed.
+  uint32_t codes[Layout::kHalfSteps], codes8[Layout::kHalfSteps];
+  const auto decode_tile = [&](int r, int next) {  // and asks for it `next` bytes behind the row's start
+    wait_for_copies<kRowTiles>();
+    if constexpr (!kAligned) __syncwarp();  // lanes read their neighbours' bytes
+    const uint32_t place = own_weights + r * kWeightStage<kAligned>;
+    decode_words<kFormat>(staged_words<kAligned>(place, shift_of_row<kAligned>(row + r * row_tile_bytes)), codes);
+    decode_words<kFormat>(
+        staged_words<kAligned>(place + 8 * kRowStage<kAligned>, shift_of_row<kAligned>(row8 + r * row_tile_bytes)),
+        codes8);
+    if constexpr (!kAligned) __syncwarp();
+    copy_weights(r, next);
+  };
+
+  // The codes of a row tile are decoded before the products of the one in front, where there are registers for both.
+  constexpr bool kDecodesAhead = kRowTiles < 4;
   int sums[kRowTiles][kColumnTiles][2][4] = {};  // by scale of decode_words
-  while (offset < end) {
-    offset += kWarps * kChunkBytes;
+  bool more = offset < end;
+  if (kDecodesAhead) decode_tile(0, offset + kStep);
+  wait_for_copies<kDecodesAhead ? 1 : 0>();  // the first activations
+  while (more) {
+    wait_for_copies<kRowTiles>();
     Words<4> b[kQuads][kColumnTiles];
 #pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad)
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j)
+        b[quad][j] = load_shared_words(activations + (quad * kColumnTiles + j) * 512);
+    offset += kStep;
+    more = offset < end;
+    copy_activations();
+    end_copies();
+#pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
-      // The copies of this unit began a chunk ago; with its first row tile those of the activations.
-      wait_for_copies<kRowTiles - 1>();
-      if constexpr (!kAligned) __syncwarp();  // lanes read their neighbours' bytes
-      if (r == 0) {
-#pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad)
-#pragma unroll
-          for (int j = 0; j < kColumnTiles; ++j)
-            b[quad][j] = load_shared_words(activations + (quad * kColumnTiles + j) * 512);
-      }
-      const uint32_t place = own_weights + r * kWeightStage<kAligned>;
-      const Words<4> words = staged_words<kAligned>(place, shift_of_row<kAligned>(row + r * row_tile_bytes));
-      const Words<4> words8 =
-          staged_words<kAligned>(place + 8 * kRowStage<kAligned>, shift_of_row<kAligned>(row8 + r * row_tile_bytes));
-      uint32_t codes[Layout::kHalfSteps], codes8[Layout::kHalfSteps];
-      decode_words<kFormat>(words, codes);
-      decode_words<kFormat>(words8, codes8);
-      if constexpr (!kAligned) __syncwarp();
-      copy_weights(r);  // what was there is in registers
-      if (r == 0) copy_activations();
-      end_copies();
+      if (!kDecodesAhead) decode_tile(r, offset);
 #pragma unroll
       for (int quad = 0; quad < kQuads; ++quad)
 #pragma unroll
@@ -141,7 +152,9 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
           multiply_add(sums[r][j][0], codes[k], codes8[k], codes[k + 1], codes8[k + 1], of[0], of[1]);
           multiply_add(sums[r][j][1], codes[k + 2], codes8[k + 2], codes[k + 3], codes8[k + 3], of[2], of[3]);
         }
+      if (kDecodesAhead && r + 1 < kRowTiles) decode_tile(r + 1, offset);
     }
+    if (kDecodesAhead && more) decode_tile(0, offset + kStep);
   }
   wait_for_copies<0>();
   __syncthreads();
@@ -158,17 +171,30 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
             sum_of_pairs<kFormat>(sums[r][j][0][i], sums[r][j][1][i]);
   __syncthreads();
   if (!live) return;
-  for (int token = static_cast<int>(threadIdx.x) / kRows; token < m; token += kThreads / kRows) {
-    int total[kFloatDigits];
+  const auto sum_of = [&](int column) {
+    int total = -of_row.zero * column_sum[column];
 #pragma unroll
-    for (int d = 0; d < kFloatDigits; ++d) {
-      if (d == digits) break;
-      const int column = token * digits + d;
-      total[d] = -of_row.zero * column_sum[column];
+    for (int w = 0; w < kWarps; ++w) total += partial[(w * kColumns + column) * kSumStride + out_row];
+    return total;
+  };
+  constexpr int kAtOnce = kThreads / kRows, kEach = kColumns / kAtOnce;  // tokens
+  const int first_token = static_cast<int>(threadIdx.x) / kRows;
+  if (digits == 1) {
+    int totals[kEach];
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) total[d] += partial[(w * kColumns + column) * kSumStride + out_row];
+    for (int i = 0; i < kEach; ++i) totals[i] = sum_of(first_token + i * kAtOnce);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int token = first_token + i * kAtOnce;
+      if (token < m) of_row.write(linear.dtype, token, &totals[i], 1, token_scale[token]);
     }
-    of_row.write(linear.dtype, token, total, digits, token_scale[token]);
+  } else {
+    for (int token = first_token; token < m; token += kAtOnce) {
+      int totals[kFloatDigits];
+#pragma unroll
+      for (int d = 0; d < kFloatDigits; ++d) totals[d] = sum_of(token * kFloatDigits + d);
+      of_row.write(linear.dtype, token, totals, kFloatDigits, token_scale[token]);
+    }
   }
 }
 

@@ -257,11 +257,15 @@ NextWeights next_weights(const Linear& linear) {
 }
 
 // Whether it did. Few tokens are a matter of latency; many of instructions, of which a lane that keeps more needs
-// fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one.
+// fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one. For
+// narrow.cu no more than kFewResident do: blocks that start beside those of the kernel in front gather on the
+// multiprocessors that it left without, and take twice as long there.
 template <Format kFormat, int kDigits>
 bool launch_even(const Linear& linear, const Quantized& out, const Device& device, void* stream, cudaError_t* error) {
-  constexpr int kManyResident = 8;
+  constexpr int kManyResident = 8, kFewResident = 2;
   const size_t share = static_cast<size_t>(device.shared_memory / kManyResident - 2048);
+  const bool for_narrow = out.fragments && out.tile_columns == kNarrowColumns;
+  const size_t few_share = for_narrow ? static_cast<size_t>(device.shared_memory / (kFewResident + 1)) : 0;
   dim3 blocks = blocks_of_tokens(linear, out);
   const NextWeights next = next_weights(linear);
   if (next.packed[0] != nullptr) blocks.y = std::max(blocks.y, (kPrefetchingBlocks + blocks.x - 1) / blocks.x);
@@ -275,12 +279,12 @@ bool launch_even(const Linear& linear, const Quantized& out, const Device& devic
     if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, share) ||
         try_block(quantize_even_kernel<kFormat, kDigits, 256, 2>, 256, 2, 0))
       return true;
-  } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1, 0) ||
-             try_block(quantize_even_kernel<kFormat, kDigits, 512, 1>, 512, 1, 0)) {
+  } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1, few_share) ||
+             try_block(quantize_even_kernel<kFormat, kDigits, 512, 1>, 512, 1, few_share)) {
     return true;
   }
-  return try_block(quantize_even_kernel<kFormat, kDigits, 512, 2>, 512, 2, 0) ||
-         try_block(quantize_even_kernel<kFormat, kDigits, 512, 6>, 512, 6, 0);
+  return try_block(quantize_even_kernel<kFormat, kDigits, 512, 2>, 512, 2, few_share) ||
+         try_block(quantize_even_kernel<kFormat, kDigits, 512, 6>, 512, 6, few_share);
 }
 
 template <Format kFormat, int kWords>

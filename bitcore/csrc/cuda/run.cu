@@ -38,9 +38,9 @@ bool is_ternary(const Linear& linear) {
 bool hopper_beats_narrow(const Linear& linear, const Device& device) {
   const int64_t tiles = row_tiles(linear, 128).count, multiprocessors = device.multiprocessors;
   if (tiles > multiprocessors) return true;  // K need not be shared
-  // Or short rows, and tiles that start beside the blocks that quantize, one on each of most multiprocessors.
+  // Or short rows, and a tile for each of most multiprocessors.
   return linear.format == Format::k2Bit && linear.quantization != Quantization::kNone && linear.k <= 4096 &&
-         5 * tiles >= 3 * multiprocessors && tiles + linear.m <= multiprocessors;
+         5 * tiles >= 3 * multiprocessors;
 }
 
 Path path_of(const Linear& linear, const Device& device) {

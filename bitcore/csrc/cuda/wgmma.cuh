@@ -39,15 +39,17 @@ __device__ __forceinline__ uint64_t columns_descriptor(uint32_t address) {
 // tiles of 8 columns as there. Both belong to the product until it has been waited for. Of bfloat16 or float16 instead,
 // sums [64 rows, kColumns] += weights [64, 16] * activations [16, kColumns] in float32: a register holds two neighbours
 // of K.
-#define BITLAB_SUMS_8(type, i)                                                                                  \
+#define BITLAB_SUMS_OF(type, i)                                                                                 \
   type(sums[i]), type(sums[i + 1]), type(sums[i + 2]), type(sums[i + 3]), type(sums[i + 4]), type(sums[i + 5]), \
       type(sums[i + 6]), type(sums[i + 7])
-#define BITLAB_SUMS_16(type) BITLAB_SUMS_8(type, 0), BITLAB_SUMS_8(type, 8)
-#define BITLAB_SUMS_32(type) BITLAB_SUMS_16(type), BITLAB_SUMS_8(type, 16), BITLAB_SUMS_8(type, 24)
-#define BITLAB_SUMS_40(type) BITLAB_SUMS_32(type), BITLAB_SUMS_8(type, 32)
-#define BITLAB_SUMS_48(type) BITLAB_SUMS_40(type), BITLAB_SUMS_8(type, 40)
-#define BITLAB_SUMS_64(type) BITLAB_SUMS_48(type), BITLAB_SUMS_8(type, 48), BITLAB_SUMS_8(type, 56)
-#define BITLAB_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BITLAB_SUMS_8(type) BITLAB_SUMS_OF(type, 0)
+#define BITLAB_SUMS_16(type) BITLAB_SUMS_8(type), BITLAB_SUMS_OF(type, 8)
+#define BITLAB_SUMS_32(type) BITLAB_SUMS_16(type), BITLAB_SUMS_OF(type, 16), BITLAB_SUMS_OF(type, 24)
+#define BITLAB_SUMS_40(type) BITLAB_SUMS_32(type), BITLAB_SUMS_OF(type, 32)
+#define BITLAB_SUMS_48(type) BITLAB_SUMS_40(type), BITLAB_SUMS_OF(type, 40)
+#define BITLAB_SUMS_64(type) BITLAB_SUMS_48(type), BITLAB_SUMS_OF(type, 48), BITLAB_SUMS_OF(type, 56)
+#define BITLAB_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define BITLAB_NAMES_16 BITLAB_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define BITLAB_NAMES_32 \
   BITLAB_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define BITLAB_NAMES_40 BITLAB_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
@@ -69,7 +71,9 @@ template <typename Value, int kColumns, typename Sum>
 __device__ __forceinline__ void multiply_async(Sum (&sums)[kColumns / 2], const uint32_t (&codes)[4],
                                                uint64_t columns) {
   if constexpr (std::is_same_v<Value, int8_t>) {
-    if constexpr (kColumns == 32) {
+    if constexpr (kColumns == 16) {
+      BITLAB_INT8("16", 8, "%8", "%9", "%10", "%11", "%12");
+    } else if constexpr (kColumns == 32) {
       BITLAB_INT8("32", 16, "%16", "%17", "%18", "%19", "%20");
     } else if constexpr (kColumns == 64) {
       BITLAB_INT8("64", 32, "%32", "%33", "%34", "%35", "%36");
@@ -98,12 +102,14 @@ __device__ __forceinline__ void multiply_async(Sum (&sums)[kColumns / 2], const 
   }
 }
 
+#undef BITLAB_SUMS_OF
 #undef BITLAB_SUMS_8
 #undef BITLAB_SUMS_16
 #undef BITLAB_SUMS_32
 #undef BITLAB_SUMS_40
 #undef BITLAB_SUMS_48
 #undef BITLAB_SUMS_64
+#undef BITLAB_NAMES_8
 #undef BITLAB_NAMES_16
 #undef BITLAB_NAMES_32
 #undef BITLAB_NAMES_40
