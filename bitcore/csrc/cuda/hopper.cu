@@ -266,13 +266,6 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
     stage_outputs<kFormat, kColumns, kRowTiles, decltype(is_plain)::value, decltype(value)>(
         weight, first_row, sums, factors, outputs, write_slice);
   };
-  const auto write_pairs = [&](auto value) {
-    if (weight.bias == nullptr && weight.zero_point == nullptr) {
-      write_pairs_as(value, std::true_type());
-    } else {
-      write_pairs_as(value, std::false_type());
-    }
-  };
   const auto write = [&](auto value) {
     if constexpr (kSharesK)
       if (splits > 1) {
@@ -280,10 +273,14 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
                                                                ring);
         return;
       }
-    write_pairs(value);
+    if (weight.bias == nullptr && weight.zero_point == nullptr) {
+      write_pairs_as(value, std::true_type());
+    } else {
+      write_pairs_as(value, std::false_type());
+    }
   };
   if constexpr (!kInt8) {
-    write_pairs(Value());
+    write(Value());
   } else if (quantized.digits == 1 && linear.dtype == Dtype::kBFloat16) {
     write(__nv_bfloat16());
   } else if (quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
@@ -328,7 +325,7 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int own = splits > 1 ? Splits<kColumns, kRowTiles>::own_bytes(a.most_own) : 0;
   const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});
   // Blocks that find a multiprocessor each shall not share one.
-  const int shared = alone ? std::max(needed, device.shared_memory / 2 + 1024) : needed;
+  const int shared = alone ? std::max(needed, share_of(device, 1)) : needed;
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));

@@ -66,7 +66,8 @@ struct HopperCosts {
   int64_t shared_tenths;              // times as much for blocks that share a multiprocessor
   int64_t turns_together;             // of blocks that end together, since they started together
 };
-// Fits to measurements on an H200 with 16 to 8,192 tokens. Codes that are decoded in few instructions, and others.
+// Fits to measurements on an H200: of codes that are decoded in few instructions with 16 to 4,096 tokens, and of others
+// with 16 to 8,192.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
                                      .chunk_64_columns = 475,

@@ -3,7 +3,12 @@
 
 #include <cuda_runtime.h>
 
+#include "linear.h"
+
 namespace bitlab::cuda {
+
+// Bytes of shared memory: of blocks that ask for so many, no more than `blocks` fit on a multiprocessor.
+inline int share_of(const Device& device, int blocks) { return device.shared_memory / (blocks + 1) + 1024; }
 
 // `cluster` blocks along z share their memory (sm_90). The kernel must call wait_for_previous_kernel().
 template <typename... Parameters, typename... Arguments>

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
     }
     end_copies();
   };
-  // Columns that do not exist hold anything, and nobody reads their sums.
+  // Columns that do not exist hold anything, and their outputs are not written.
   const uint32_t activations = shared_address(shared) + kWarps * kRowTiles * kWeightStage<kAligned> +
                                warp * kActivationStage<kFormat> + lane * 16;
   const int8_t* from = a.quantized.q + static_cast<int64_t>(warp) * kActivationStage<kFormat> + g * 64 + t * 16;
@@ -204,7 +204,7 @@ cudaError_t launch_rows(Narrow a, const Device& device, bool aligned, void* stre
   const auto kernel = aligned ? narrow_kernel<kFormat, kRowTiles, true> : narrow_kernel<kFormat, kRowTiles, false>;
   const int rings = aligned ? shared_bytes<kFormat, kRowTiles, true>() : shared_bytes<kFormat, kRowTiles, false>();
   // Blocks that find a multiprocessor each shall not share one.
-  const int alone = a.tiles.count <= device.multiprocessors ? device.shared_memory / 2 + 1024 : 0;
+  const int alone = a.tiles.count <= device.multiprocessors ? share_of(device, 1) : 0;
   return launch(kernel, dim3(static_cast<unsigned>(a.tiles.count)), kThreads,
                 static_cast<size_t>(std::max(rings, alone)), stream, true, 1, a);
 }

@@ -263,20 +263,20 @@ NextWeights next_weights(const Linear& linear) {
 template <Format kFormat, int kDigits>
 bool launch_even(const Linear& linear, const Quantized& out, const Device& device, void* stream, cudaError_t* error) {
   constexpr int kManyResident = 8, kFewResident = 2;
-  const size_t share = static_cast<size_t>(device.shared_memory / kManyResident - 2048);
   const bool for_narrow = out.fragments && out.tile_columns == kNarrowColumns;
-  const size_t few_share = for_narrow ? static_cast<size_t>(device.shared_memory / (kFewResident + 1)) : 0;
+  const int few_share = for_narrow ? share_of(device, kFewResident) : 0;
   dim3 blocks = blocks_of_tokens(linear, out);
   const NextWeights next = next_weights(linear);
   if (next.packed[0] != nullptr) blocks.y = std::max(blocks.y, (kPrefetchingBlocks + blocks.x - 1) / blocks.x);
-  const auto try_block = [&](auto kernel, int threads, int kept, size_t shared) {
+  const auto try_block = [&](auto kernel, int threads, int kept, int shared) {
     if (out.chunks * 4 > threads / 4 * kept) return false;
-    *error = launch(kernel, blocks, threads, shared, stream, true, 1, static_cast<const uint16_t*>(linear.x),
-                    linear.dtype, static_cast<int>(linear.m), static_cast<int>(linear.k), linear.x_stride, out, next);
+    *error = launch(kernel, blocks, threads, static_cast<size_t>(shared), stream, true, 1,
+                    static_cast<const uint16_t*>(linear.x), linear.dtype, static_cast<int>(linear.m),
+                    static_cast<int>(linear.k), linear.x_stride, out, next);
     return true;
   };
   if (linear.m >= kManyTokens) {
-    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, share) ||
+    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, share_of(device, kManyResident)) ||
         try_block(quantize_even_kernel<kFormat, kDigits, 256, 2>, 256, 2, 0))
       return true;
   } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1, few_share) ||

@@ -63,10 +63,6 @@ __device__ __forceinline__ Words<4> load_shared_words(uint32_t from) {
   return result;
 }
 
-__device__ __forceinline__ void store_shared(uint32_t to, int4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
 // This lane's 16 bytes of a row whose share lies at `from`.
 template <bool kAligned>
 __device__ __forceinline__ Words<4> staged_words(uint32_t from, uint32_t shift) {
