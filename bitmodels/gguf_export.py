@@ -44,12 +44,13 @@ def export_gguf(
         model: a BitTransformerModel.
         file: to write, whole or not at all.
         type: of the ternary weights: "TQ2_0", "TQ1_0", "Q2_0" or "I2_S".
-        tokenizer: a fast byte-level BPE tokenizer of `transformers`; None: the file has no vocabulary.
+        tokenizer: a fast byte-level BPE tokenizer of `transformers`; the file names its special tokens beside those of
+            the config. None: the file has no vocabulary.
         tokenizer_pre: llama.cpp's name of the pre-tokenizer, such as "llama-bpe"; needed with a tokenizer.
 
     Raises:
         ArgumentError: llama.cpp has no architecture that computes what the model does; or the tokenizer cannot be used;
-            or the config has more end-of-sequence tokens than a file can name.
+            or there are more end-of-sequence tokens than a file can name.
         ShapeError: the type cannot hold a layer's shape (the message says which can) or its scales.
         QuantizationError: fp16 cannot hold a scale, or a master weight is NaN or infinite.
         DependencyError: the `gguf` package is not installed.
@@ -62,8 +63,10 @@ def export_gguf(
     architecture = _architecture(model.config, type)
     tensors = _tensors(model, architecture, type)
     vocabulary = tokenizer_metadata(tokenizer, tokenizer_pre, model.config.vocab_size)
-    end_tokens = end_token_metadata(model.config.eos_token_id, vocabulary.get(TOKENS, ()))
-    write_gguf(Path(file), tensors, {**_metadata(model.config, architecture, type), **end_tokens, **vocabulary})
+    end_tokens = end_token_metadata(
+        model.config.eos_token_id, getattr(tokenizer, "eos_token_id", None), vocabulary.get(TOKENS, ())
+    )
+    write_gguf(Path(file), tensors, {**vocabulary, **_metadata(model.config, architecture, type), **end_tokens})
 
 
 def _architecture(config: BitTransformerConfig, type: str) -> str:

@@ -44,12 +44,16 @@ def tokenizer_metadata(tokenizer: Any, tokenizer_pre: str | None, vocab_size: in
     for added in content["added_tokens"]:
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    begin = tokenizer.bos_token_id
     metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": tokenizer_pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": begin,
+        "tokenizer.ggml.add_bos_token": begin is not None and tokenizer.encode("")[:1] == [begin],
+        "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
         "tokenizer.chat_template": getattr(tokenizer, "chat_template", None),
     }
     return {key: value for key, value in metadata.items() if value is not None and value != []}

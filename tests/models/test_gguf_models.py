@@ -8,6 +8,7 @@ import pytest
 import torch
 from gguf_files import rewrite_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers_of_all_kinds import make
@@ -192,6 +193,32 @@ def test_the_vocabulary_of_a_tokenizer_is_written(tmp_path: Path) -> None:
     assert metadata["chat_template"] == "{{ messages }}"
     export_gguf(model, tmp_path / "model.gguf")
     assert open_checkpoint(tmp_path).config["tokenizer.ggml.model"] == "none"
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, {"bos": 7, "eos": 5, "padding": 8}),
+        ({"eos_token_id": 9, "bos_token_id": 10, "pad_token_id": 11}, {"bos": 10, "eos": 9, "eot": 5, "padding": 11}),
+        ({"eos_token_id": (9, 5)}, {"bos": 7, "eos": 9, "eot": 5, "padding": 8}),
+    ],
+)
+def test_the_special_tokens_of_a_tokenizer_are_written(
+    config: Any, expected: Any, adds_bos: bool, tmp_path: Path
+) -> None:
+    """Without them llama.cpp takes token 11 for both, never ends, and begins every prompt with it."""
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<begin>", "pad_token": "<pad>"})
+    if adds_bos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<begin> $A", special_tokens=[("<begin>", 7)]
+        )
+    export_gguf(made({**LLAMA, **config}), tmp_path / "model.gguf", tokenizer=tokenizer, tokenizer_pre="llama-bpe")
+    metadata = {key.removeprefix("tokenizer.ggml."): value for key, value in open_checkpoint(tmp_path).config.items()}
+    written = ("bos", "eos", "eot", "eom", "padding")
+    assert {which: metadata[key] for which in written if (key := f"{which}_token_id") in metadata} == expected
+    assert metadata["add_bos_token"] is adds_bos
 
 
 WORDS = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
