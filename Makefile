@@ -26,11 +26,15 @@ test-core:
 	$(PYTHON) tests/csrc/run_core_test.py --sanitize portable
 
 # The second CPU has no matrix products, the third no dot products: their kernels must not be chosen, and the others must do.
-NEON = $(PYTHON) tests/csrc/run_core_test.py --machine aarch64 --compiler aarch64-linux-gnu-g++
-test-neon:
-	$(NEON) --runner "qemu-aarch64 -cpu max" neon neon_dotprod neon_i8mm portable
-	$(NEON) --runner "qemu-aarch64 -cpu neoverse-n1" neon neon_dotprod portable
-	$(NEON) --runner "qemu-aarch64 -cpu cortex-a53" neon portable
+NEON_TESTS = $(addprefix test-neon-,max neoverse-n1 cortex-a53)
+test-neon: $(NEON_TESTS)
+test-neon-max: KERNELS = neon neon_dotprod neon_i8mm portable
+test-neon-neoverse-n1: KERNELS = neon neon_dotprod portable
+test-neon-cortex-a53: KERNELS = neon portable
+.PHONY: $(NEON_TESTS)
+$(NEON_TESTS): test-neon-%:
+	$(PYTHON) tests/csrc/run_core_test.py --machine aarch64 --compiler aarch64-linux-gnu-g++ \
+	  --runner "qemu-aarch64 -cpu $*" $(KERNELS)
 
 # Not all of tests/kernels: a kernel is compiled for every class of sizes, or interpreted.
 TRITON_TESTS = tests/triton/test_products.py tests/kernels \
