@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 from bitcore.exceptions import ArgumentError
-from bitmodels.transformer import BitTransformerConfig
 
 
 def prompt_ids(text: str, tokenizer: Any, chat: bool) -> list[int]:
@@ -24,10 +23,3 @@ def prompt_ids(text: str, tokenizer: Any, chat: bool) -> list[int]:
     turn = [{"role": "user", "content": text}]
     whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(whole, add_special_tokens=False))
-
-
-def end_tokens(config: BitTransformerConfig, tokenizer: Any) -> list[int]:
-    """What ends a text: the config's token or tokens, and the tokenizer's."""
-    own = config.eos_token_id
-    tokens = [*(own if isinstance(own, tuple) else (own,)), getattr(tokenizer, "eos_token_id", None)]
-    return sorted({token for token in tokens if token is not None})

@@ -63,9 +63,8 @@ def export_gguf(
     architecture = _architecture(model.config, type)
     tensors = _tensors(model, architecture, type)
     vocabulary = tokenizer_metadata(tokenizer, tokenizer_pre, model.config.vocab_size)
-    end_tokens = end_token_metadata(
-        model.config.eos_token_id, getattr(tokenizer, "eos_token_id", None), vocabulary.get(TOKENS, ())
-    )
+    end_tokens = end_token_metadata(model.config.end_tokens(tokenizer), vocabulary.get(TOKENS, ()))
+    # What the config names counts, not what the tokenizer does.
     write_gguf(Path(file), tensors, {**vocabulary, **_metadata(model.config, architecture, type), **end_tokens})
 
 

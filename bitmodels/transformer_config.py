@@ -1,6 +1,6 @@
 """BitTransformerConfig: sizes and parts of a BitTransformer."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -55,6 +55,12 @@ class BitTransformerConfig(BitModelConfig):
         if self.head_dtype == "ternary" and self.tie_embeddings:
             raise ValueError("head_dtype is ternary, expected tie_embeddings=False: embeddings are not ternary")
         return self
+
+    def end_tokens(self, tokenizer: Any) -> list[int]:
+        """What ends a text, each once: `eos_token_id`, then that of a tokenizer of `transformers`, or of None."""
+        own = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        tokens = (*own, getattr(tokenizer, "eos_token_id", None))
+        return list(dict.fromkeys(token for token in tokens if token is not None))
 
     @property
     def kv_heads(self) -> int:

@@ -73,7 +73,7 @@ def generate(
 
     from bitcli.machine import this_machine
     from bitcli.models import load_model, load_tokenizer, model_path, tokenizer_path
-    from bitcli.text import end_tokens, prompt_ids
+    from bitcli.text import prompt_ids
     from bitcore.exceptions import ArgumentError
     from bitmodels.formats import inspect_checkpoint
     from bitmodels.transformer import BitTransformerModel
@@ -99,7 +99,7 @@ def generate(
             [prompted],
             stream=True,
             max_new_tokens=max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room)),
-            eos_token_id=end_tokens(loaded.config, vocabulary),
+            eos_token_id=loaded.config.end_tokens(vocabulary),
             stop_strings=stop or (),
             tokenizer=vocabulary,
             generator=None if seed is None else torch.Generator(on).manual_seed(seed),

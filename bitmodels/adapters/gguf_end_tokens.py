@@ -50,19 +50,12 @@ def read_end_tokens(metadata: Mapping[str, Any]) -> int | tuple[int, ...] | None
     return tokens if len(tokens) > 1 else next(iter(tokens), None)
 
 
-def end_token_metadata(
-    eos_token_id: int | Sequence[int] | None, of_tokenizer: int | None, texts: Sequence[str]
-) -> dict[str, int]:
-    """The keys that say the same of a config's tokens and the tokenizer's own.
-
-    Args:
-        texts: the file's vocabulary, empty if it has none.
+def end_token_metadata(ends: Sequence[int], texts: Sequence[str]) -> dict[str, int]:
+    """The keys that say the same of `ends`, each once; `texts` is the file's vocabulary, empty if it has none.
 
     Raises:
         ArgumentError: there are more tokens than keys, and the others are none that llama.cpp knows by their text.
     """
-    given = (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id or ()
-    ends = list(dict.fromkeys(token for token in (*given, of_tokenizer) if token is not None))
     known = {token for token in ends if 0 <= token < len(texts) and _is_end(texts[token])}
     messages = [token for token in ends[1:] if token in known and texts[token] == END_OF_MESSAGE][:1]
     others = [token for token in ends if token not in messages]

@@ -5,15 +5,19 @@
 
 namespace bitlab::cuda {
 
+// Stores 16 bytes, aligned.
+__device__ __forceinline__ void store_16_bytes(uint32_t shared, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // Copies 16 bytes, aligned. L2 brings the whole line of 128 bytes: without that hint the halves of a line, which two
 // warps copy, are two requests to memory.
 __device__ __forceinline__ void copy_16_bytes(uint32_t shared, const void* from) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
 #else
-  const uint4 v = *static_cast<const uint4*>(from);
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
+  store_16_bytes(shared, *static_cast<const uint4*>(from));
 #endif
 }
 

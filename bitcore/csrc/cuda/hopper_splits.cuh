@@ -80,8 +80,8 @@ struct Splits {
   // Of shared memory that write_own needs.
   static constexpr int own_bytes(int most_own) { return most_own * (kSentSumBytes + 8 * kGroups * kColumnBytes<1>); }
 
-  // Writes the outputs, of two bytes, of this block's own eights; of tokens of one digit. Its own sums
-  // go through `own` in shared memory, as registers cannot be asked for by number.
+  // Writes the outputs, of two bytes, of this block's own eights; of tokens of one digit. Its own sums go through `own`
+  // in shared memory, as registers cannot be asked for by number.
   template <Format kFormat, typename Value, typename OfBlock>
   __device__ __forceinline__ void write_own(const int (&sums)[1][kColumns / 2], const Weight& weight, int64_t first_row,
                                             int64_t first_token, int64_t m, const OfBlock& factors,
@@ -89,8 +89,8 @@ struct Splits {
     constexpr int kVectors = 64 / 8, kAtOnce = 128 / kVectors;  // of 16 bytes in a column; columns
     const uint32_t own_slot = own + threadIdx.x * 16;
     for_each_eight<kEights>(digits, splits, [&](int eight, int owner, int place) {
-      const int* of = &sums[0][4 * eight];
-      if (owner == rank) store_shared(own_slot + place * kSentSumBytes, {of[0], of[1], of[2], of[3]});
+      const auto of = [&](int i) { return static_cast<uint32_t>(sums[0][4 * eight + i]); };
+      if (owner == rank) store_16_bytes(own_slot + place * kSentSumBytes, {of(0), of(1), of(2), of(3)});
     });
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4;
     const int eights = (kEights - rank + splits - 1) / splits;

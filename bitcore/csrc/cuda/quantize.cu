@@ -257,9 +257,9 @@ NextWeights next_weights(const Linear& linear) {
 }
 
 // Whether it did. Few tokens are a matter of latency; many of instructions, of which a lane that keeps more needs
-// fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one. For
-// narrow.cu no more than kFewResident do: blocks that start beside those of the kernel in front gather on the
-// multiprocessors that it left without, and take twice as long there.
+// fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one. For narrow.cu no
+// more than kFewResident do: blocks that start beside those of the kernel in front gather on the multiprocessors that
+// it left without, and take twice as long there.
 template <Format kFormat, int kDigits>
 bool launch_even(const Linear& linear, const Quantized& out, const Device& device, void* stream, cudaError_t* error) {
   constexpr int kManyResident = 8, kFewResident = 2;

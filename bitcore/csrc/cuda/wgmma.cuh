@@ -182,11 +182,6 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t address, int rank)
   return there;
 }
 
-// Stores 16 bytes in this block's shared memory.
-__device__ __forceinline__ void store_shared(uint32_t to, int4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
 // Stores 16 bytes in another block of the cluster, and counts them at its `barrier`.
 __device__ __forceinline__ void send(uint32_t to, int4 v, uint32_t barrier) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
