@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bitcore.kernels.triton.weights import four_planes, planes, prefetch, two_planes
+from bitcore.kernels.triton.weights import four_planes, planes, prefetch, ternary_planes, two_planes
 
 TILES_BESIDE = tl.constexpr(8)  # tiles of tokens that are computed together, so that their weights are read once
 
@@ -69,6 +69,9 @@ def product_kernel(
             prefetch(packed + first_feature.to(tl.int64) * row_bytes, rows * row_bytes)
         gdc_wait()
         gdc_launch_dependents()
+    # Whether weights are made in the type of x, twice as large.
+    TERNARY: tl.constexpr = PER_BYTE == 4 and zero_point is None and q.dtype.element_ty.primitive_bitwidth == 16
+    UNIT: tl.constexpr = 0.5 if TERNARY else 1.0
     if GRANULARITY == "per_group":
         total = tl.zeros((FEATURES, TOKENS), tl.float32)
         for group in range(groups):
@@ -77,9 +80,9 @@ def product_kernel(
             product = _product(
                 q, packed, first_token, first_feature, first, end,
                 tokens, out_features, row_bytes, slice_bytes, width, offset,
-                PER_BYTE, BLOCK, True, False, PTX, TOKENS, FEATURES, SLICES, BYTES, STAGES,
+                PER_BYTE, BLOCK, TERNARY, not TERNARY, False, PTX, TOKENS, FEATURES, SLICES, BYTES, STAGES,
             )  # fmt: skip
-            total += product.to(tl.float32) * tl.load(weight_scale + feature * groups + group)[:, None]
+            total += product.to(tl.float32) * (tl.load(weight_scale + feature * groups + group) * UNIT)[:, None]
         if QUANTIZED:
             total *= tl.load(scales + token)[None, :]
     else:
@@ -88,9 +91,10 @@ def product_kernel(
         product = _product(
             q, packed, first_token, first_feature, 0, slice_bytes,
             tokens, out_features, row_bytes, slice_bytes, width, offset,
-            PER_BYTE, BLOCK, not QUANTIZED, UNMASKED, PTX, TOKENS, FEATURES, SLICES, BYTES, STAGES,
+            PER_BYTE, BLOCK, TERNARY, not (QUANTIZED or TERNARY), UNMASKED, PTX,
+            TOKENS, FEATURES, SLICES, BYTES, STAGES,
         )  # fmt: skip
-        scale = tl.load(weight_scale + scale_at)[:, None]
+        scale = (tl.load(weight_scale + scale_at) * UNIT)[:, None]
         if QUANTIZED:
             product -= offset.to(tl.int32)[:, None] * tl.load(sums + token)[None, :]
             scale = tl.load(scales + token)[None, :] * scale
@@ -125,6 +129,7 @@ def _product(
     offset,
     PER_BYTE: tl.constexpr,
     BLOCK: tl.constexpr,
+    TERNARY: tl.constexpr,
     CENTERED: tl.constexpr,
     UNMASKED: tl.constexpr,
     PTX: tl.constexpr,
@@ -134,7 +139,10 @@ def _product(
     BYTES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """[FEATURES, TOKENS]: q times the codes (CENTERED: codes - offset) of bytes first_byte..end of every slice."""
+    """[FEATURES, TOKENS]: q times the codes of bytes first_byte..end of every slice.
+
+    CENTERED: codes - offset; TERNARY: twice the weights.
+    """
     QUANTIZED: tl.constexpr = q.dtype.element_ty == tl.int8
     PLANES: tl.constexpr = 4 if PER_BYTE == 5 else PER_BYTE  # in the first operand
     # A tile that is cut off computes its last row again, rather than to mask every load of it. But a tile of FEW tokens
@@ -163,10 +171,11 @@ def _product(
         total = tl.reshape(total, (FEATURES, TOKENS))
     for at in tl.range(first_byte, end, BYTES, num_stages=STAGES):
         if UNMASKED:
-            codes = planes(tl.load(packed + at), PER_BYTE, PTX)
+            codes = _decode(tl.load(packed + at), q.dtype.element_ty, PER_BYTE, TERNARY, PTX)
             x = _load_tokens(q + at * PER_BYTE + k, is_token, FEW)
         else:
-            codes = planes(tl.load(packed + at, mask=at + byte < weight_end, other=0), PER_BYTE, PTX)
+            read = tl.load(packed + at, mask=at + byte < weight_end, other=0)
+            codes = _decode(read, q.dtype.element_ty, PER_BYTE, TERNARY, PTX)
             x = tl.load(q + at * PER_BYTE + k, mask=at + byte_of_k < token_end, other=0)
         if PER_BYTE == 2:
             weights = two_planes(codes[0], codes[1], BLOCK)
@@ -180,6 +189,14 @@ def _product(
                 x = tl.load(q + at * PER_BYTE + k_of_fifth, mask=at + byte < token_end, other=0)
             total = _multiply(codes[4], x, total, offset, CENTERED, SLICES)
     return total if SLICES == 1 else tl.sum(total, 0)
+
+
+@triton.jit
+def _decode(packed, DTYPE: tl.constexpr, PER_BYTE: tl.constexpr, TERNARY: tl.constexpr, PTX: tl.constexpr):
+    if TERNARY:
+        return ternary_planes(packed, DTYPE, PTX)
+    else:
+        return planes(packed, PER_BYTE, PTX)
 
 
 @triton.jit
