@@ -26,7 +26,7 @@ from build_common import (
 
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0a", "10.0+PTX")
 # Sources that use the instructions of one architecture are compiled for that one alone.
-ONLY_FOR = {"hopper.cu": "9.0a"}
+ONLY_FOR = {"hopper.cu": "9.0a", "hopper_turns.cu": "9.0a"}
 # --fmad=false: fused multiply-adds would change the last bit of `sum * scale + bias`.
 NVCC_FLAGS = [
     "-std=c++20",

@@ -36,9 +36,9 @@ def main() -> None:
         weight = PackedWeight.from_float(torch.randn(17000, 320, device="cuda"), config)
         x = torch.randn(12, 320, device="cuda", dtype=torch.bfloat16)
         assert torch.equal(kernel.linear(x, weight), reference.linear(x, weight)), config
-    weight = PackedWeight.from_float(torch.randn(8704, 512, device="cuda"), CONFIGS[0])
-    for rows in (200, 280):  # in tiles of 80 and of 96 columns on an H200
-        x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
+    weight = PackedWeight.from_float(torch.randn(13501, 256, device="cuda"), CONFIGS[0])
+    for rows in (200, 280, 392):  # in turns of an H200, the last one narrower where there are 392
+        x = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16)
         y, expected = (
             kernel(CONFIGS[0]).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
         )
@@ -50,6 +50,7 @@ def main() -> None:
         (20, 141, 203),
         (200, 141, 203),
         (280, 5888, 512),
+        (192, 23000, 256),
     ):
         weight = PackedWeight.from_float(torch.randn(out_features, in_features, device="cuda"), config)
         x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)

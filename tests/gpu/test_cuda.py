@@ -97,13 +97,42 @@ def test_blocks_that_share_long_rows(sizes: tuple[int, int], rows: int) -> None:
             assert same(y, expected)
 
 
-@pytest.mark.parametrize(("sizes", "rows"), [((8704, 512), 200), ((8704, 512), 280), ((11008, 4096), 256)], ids=str)
-def test_tiles_that_fill_an_h200(sizes: tuple[int, int], rows: int) -> None:
-    """256 rows of weights by 80 or 96 tokens, which smaller layers never take."""
+# One, two, three and more tiles for each multiprocessor of an H200, what is left over in narrower ones or not; and no
+# more tiles than it has.
+IN_TURNS = [
+    ((5000, 512), 1024),
+    ((12801, 320), 1000),
+    ((11008, 1088), 1024),
+    ((2560, 2560), 4096),
+    ((13501, 256), 272),
+    ((13500, 256), 392),
+    ((15500, 1088), 392),
+    ((25503, 1088), 312),
+    ((14500, 2048), 432),
+    ((8704, 512), 200),
+    ((8704, 512), 280),
+    ((11008, 4096), 256),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("sizes", "rows"), IN_TURNS, ids=str)
+def test_tiles_in_turns(sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
     config = BitQuantConfig(weight_granularity="per_channel")
     weight = random_weight(*sizes, config)
-    x, bias = torch.randn(rows, sizes[1], device="cuda").half(), torch.randn(sizes[0], device="cuda")
-    assert same(cuda_kernel(config).linear(x, weight, bias), ReferenceKernel(config).linear(x, weight, bias))
+    x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
+    x[rows // 2, 7] = 50.0
+    for bias in (None, torch.randn(sizes[0], device="cuda")):
+        y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
+        assert same(y, expected)
+
+
+def test_a_group_of_layers_in_turns() -> None:
+    layers = [BitLinear(512, out_features, device="cuda").deploy() for out_features in (4100, 1300, 9000)]
+    x = torch.randn(400, 512, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for y, layer in zip(linear_group(layers, x), layers, strict=True):
+            assert same(y, layer(x))
 
 
 @every_config
@@ -153,7 +182,9 @@ def test_floating_point_activations_equal_the_cpu_kernels(in_features: int, rows
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("storage_format", ["2bit", "base3"])
-@pytest.mark.parametrize("sizes", [(1, 1), (129, 203), (300, 1283), (640, 2560), (257, 5120)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1), (129, 203), (300, 1283), (640, 2560), (257, 5120), (8500, 256), (23001, 320)], ids=str
+)
 def test_many_floating_point_tokens_lose_no_more_than_f_linear(
     sizes: tuple[int, int], storage_format: str, dtype: torch.dtype
 ) -> None:

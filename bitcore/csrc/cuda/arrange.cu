@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < kPerByte; ++c)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        of_halves[2 * c + half] = value(kPerByte * 2 * half + c) | value(kPerByte * (2 * half + 1) + c) << 16;
+        of_halves[2 * c + half] =
+            value(weight_of_pair<kFormat>(c, half, 0)) | value(weight_of_pair<kFormat>(c, half, 1)) << 16;
     const int r = word * kPerByte * 2;
     if constexpr (kPerByte == 4) {
 #pragma unroll

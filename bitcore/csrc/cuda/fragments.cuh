@@ -75,15 +75,43 @@ __device__ __forceinline__ void decode_high(uint32_t word, uint32_t (&codes)[wei
   }
 }
 
-// Four ternary codes, one a byte, as weights of two bytes: -1, 0 or 1 in bfloat16 or float16. A nibble of a byte
-// permutation says for each byte of the result which of the three low or high bytes it is.
-template <typename Value>
-__device__ __forceinline__ void to_pairs(uint32_t codes, uint32_t& low, uint32_t& high) {
-  constexpr bool kBFloat16 = std::is_same_v<Value, __nv_bfloat16>;
-  constexpr uint32_t kLow = kBFloat16 ? 0x00800080u : 0, kHigh = kBFloat16 ? 0x003f00bfu : 0x003c00bcu;
-  const uint32_t nibbles = codes * 0x11 + 0x40404040u;
-  low = __byte_perm(kLow, kHigh, nibbles);
-  high = __byte_perm(kLow, kHigh, nibbles >> 16);
+// By how much decode_pairs() makes ternary weights larger.
+constexpr float pair_scale(Format format) { return format == Format::k2Bit ? 2.0f : 1.0f; }
+
+// Of 16 codes of 2bit, each less one modulo 4.
+__device__ __forceinline__ uint32_t less_one(uint32_t word) { return ~(word | (word << 1 & 0xaaaaaaaau)); }
+
+// The weights of `word` in bfloat16 or float16, two a register: first and second half of a step of 16, for each step.
+//
+// Of 2bit they are -2, 0 and 2, which are 0xc000, 0 and 0x4000 in both types: code - 1 at the top of a half. Pair i is
+// codes i and i + 8. Of base3 a nibble of a byte permutation says for each byte which of the three low or high bytes it
+// is; the pairs of step c are codes c of bytes 0 and 1, and of bytes 2 and 3.
+template <Format kFormat, typename Value>
+__device__ __forceinline__ void decode_pairs(uint32_t word, uint32_t (&pairs)[2 * weights_per_byte(kFormat)]) {
+  constexpr int kPerByte = weights_per_byte(kFormat);
+  if constexpr (kFormat == Format::k2Bit) {
+    const uint32_t weights = less_one(word);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) pairs[i] = weights << (14 - 2 * i) & 0xc000c000u;
+  } else {
+    constexpr bool kBFloat16 = std::is_same_v<Value, __nv_bfloat16>;
+    constexpr uint32_t kLow = kBFloat16 ? 0x00800080u : 0, kHigh = kBFloat16 ? 0x003f00bfu : 0x003c00bcu;
+    uint32_t codes[kPerByte];
+    decode<kFormat>(word, codes);
+#pragma unroll
+    for (int c = 0; c < kPerByte; ++c) {
+      const uint32_t nibbles = codes[c] * 0x11 + 0x40404040u;
+      pairs[2 * c] = __byte_perm(kLow, kHigh, nibbles);
+      pairs[2 * c + 1] = __byte_perm(kLow, kHigh, nibbles >> 16);
+    }
+  }
+}
+
+// Which weight of a word's share of K the `place`-th of pair 2 * c + half is.
+template <Format kFormat>
+__host__ __device__ constexpr int weight_of_pair(int c, int half, int place) {
+  constexpr int kPerByte = weights_per_byte(kFormat);
+  return kFormat == Format::k2Bit ? 2 * c + half + 8 * place : kPerByte * (2 * half + place) + c;
 }
 
 // The packed words of one lane for one row of one chunk.

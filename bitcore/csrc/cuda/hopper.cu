@@ -11,6 +11,7 @@
 // lane, 4 masks and 3 shifts. Floating-point activations take the same way in values of two bytes (arrange.cu).
 #include <algorithm>
 
+#include "hopper_products.cuh"
 #include "hopper_splits.cuh"
 #include "hopper_tile.h"
 #include "launch.cuh"
@@ -69,7 +70,6 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   constexpr bool kInt8 = std::is_same_v<Value, int8_t>, kSharesK = kInt8 && kRowTiles == 1;
   using Sum = std::conditional_t<kInt8, int, float>;
   constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
-  constexpr int kSwizzle = hopper_swizzle(kFormat);
   constexpr int kAhead = kWeightStages<kRowTiles>;
   constexpr uint32_t kWeightStage = kWarpRows * kRowStage<kAligned>;
   extern __shared__ __align__(1024) int8_t shared[];  // received sums, activations, weights; in the end sums or outputs
@@ -189,43 +189,9 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
 #pragma unroll
     for (int batch = 0; batch < kBatchesOfChunk; ++batch) {
       auto& codes_of = left[kOverlaps<kColumns, kRowTiles> ? batch % 2 : 0];
-#pragma unroll
-      for (int j = 0; j < 2 * kRowTiles; ++j)
-#pragma unroll
-        for (int w = 0; w < kBatchWords; ++w) {
-          uint32_t codes[Layout::kPerByte];
-          if constexpr (kInt8) {
-            decode_high<kFormat>(words[j].word[batch * kBatchWords + w], codes);
-          } else {
-            decode<kFormat>(words[j].word[batch * kBatchWords + w], codes);
-          }
-#pragma unroll
-          for (int c = 0; c < Layout::kPerByte; ++c) {
-            const int r = w * Layout::kPerByte + c;
-            if constexpr (kInt8) {
-              codes_of[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
-            } else {
-              to_pairs<Value>(codes[c], codes_of[r][j / 2][j % 2], codes_of[r][j / 2][2 + j % 2]);
-            }
-          }
-        }
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-        for (int j = 0; j < kRowTiles; ++j) settle(codes_of[step][j]);
+      decode_batch<kFormat, Value, kBatchWords>(words, batch * kBatchWords, codes_of);
       wait(full + 8 * stage, phase);
-      const uint64_t columns = columns_descriptor<kSwizzle>(ring + stage * kStage);
-      begin_products();
-#pragma unroll
-      for (int j = 0; j < kRowTiles; ++j)
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          // 32 bytes further on, or eight times kColumns rows.
-          constexpr int kRowSteps = (1 << kSwizzle) / 2;
-          const uint64_t step_columns = columns + step / kRowSteps * (kColumns << kSwizzle) + step % kRowSteps * 2;
-          multiply_async<Value, kColumns>(sums[j], codes_of[step][j], step_columns);
-        }
-      end_products();
+      multiply_batch<kFormat, Value, kColumns>(sums, codes_of, ring + stage * kStage);
       // Meanwhile: the next weights, and activations into a stage that the other warpgroup has most likely left too.
       if (batch + 1 == kBatchesOfChunk) {  // all words have become codes
         copy();
@@ -256,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   __syncthreads();  // from here on the stages are free
   const auto write_pairs_as = [&](auto value, auto is_plain) {
     const int group = warp / 4;
-    const uint32_t outputs = ring + group * kColumns * kColumnBytes<kRowTiles>;
+    const uint32_t outputs = ring + group * kOutputBytes<kColumns, kRowTiles>;
     OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m,
                                              outputs);
     const auto write_slice = [&] {
@@ -320,7 +286,7 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int room_of_stages = space < 2 * kStage ? room(1) : space;
   const int fills = (chunks + splits - 1) / splits * kBatches<kFormat, kColumns, kRowTiles, Value>;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
-  const int outputs = kColumns * kGroups * static_cast<int>(kColumnBytes<kRowTiles>);
+  const int outputs = kGroups * static_cast<int>(kOutputBytes<kColumns, kRowTiles>);
   const int sums = a.most_own * 8 * kSumStride<kRows> * static_cast<int>(sizeof(int));
   const int own = splits > 1 ? Splits<kColumns, kRowTiles>::own_bytes(a.most_own) : 0;
   const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});
@@ -342,10 +308,10 @@ cudaError_t launch_aligned(const Hopper& a, const Device& device, void* stream) 
 
 template <Format kFormat, typename Value>
 cudaError_t launch_floating(const Hopper& a, const Device& device, void* stream) {
-  if constexpr (kFormat == Format::k2Bit)
-    if (a.quantized.hopper.columns == 80) return launch_kernel<kFormat, 80, 2, Value, true>(a, device, stream);
-  return a.quantized.hopper.row_tiles == 2 ? launch_aligned<kFormat, 128, 2, Value>(a, device, stream)
-                                           : launch_aligned<kFormat, 128, 1, Value>(a, device, stream);
+  if (a.quantized.hopper.row_tiles == 1) return launch_aligned<kFormat, 128, 1, Value>(a, device, stream);
+  if constexpr (kFormat == Format::k2Bit)  // aligned ones are hopper_turns.cu's
+    return launch_kernel<kFormat, 128, 2, Value, false>(a, device, stream);
+  return launch_aligned<kFormat, 128, 2, Value>(a, device, stream);
 }
 
 template <Format kFormat>
@@ -357,10 +323,6 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
     return cudaErrorInvalidValue;
   }
   const int columns = a.quantized.hopper.columns;
-  if constexpr (kFormat == Format::k2Bit) {  // has_all_hopper_tiles
-    if (columns == 80) return launch_kernel<kFormat, 80, 2, int8_t, true>(a, device, stream);
-    if (columns == 96) return launch_kernel<kFormat, 96, 2, int8_t, true>(a, device, stream);
-  }
   if (columns == 16) return launch_aligned<kFormat, 16, 1>(a, device, stream);
   if (columns == 32) return launch_aligned<kFormat, 32, 1>(a, device, stream);
   if (columns == 64) return launch_aligned<kFormat, 64, 1>(a, device, stream);

@@ -54,9 +54,16 @@ __device__ __forceinline__ float output_of(int sum, int zero, int column_sum, fl
                    __fmul_rn(token_scale, row_scale));
 }
 
-// Bytes of a column of a warpgroup's outputs in shared memory, without bank conflicts.
-template <int kRowTiles>
-constexpr uint32_t kColumnBytes = 64 * kRowTiles * 2 + 16;
+// A warpgroup's outputs in shared memory: for each row tile [columns][64 rows] of two bytes, swizzled as tensor maps
+// understand it, without bank conflicts.
+constexpr uint32_t kColumnBytes = 128;
+template <int kColumns, int kRowTiles>
+constexpr uint32_t kOutputBytes = kRowTiles * kColumns * kColumnBytes;
+
+// Of rows 8 * eight to 8 * eight + 7 of a row tile.
+__device__ __forceinline__ uint32_t place_of_eight(int column, int eight) {
+  return column * kColumnBytes + (eight ^ column % 8) * 16;
+}
 
 __device__ __forceinline__ uint32_t pair_of(float low, float high, __nv_bfloat16) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -67,9 +74,9 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high, __half) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Columns of outputs that are written while the next are computed.
+// Columns of outputs that are written while the next are computed; the last may be fewer.
 template <int kColumns>
-constexpr int kSlice = kColumns > 64 && kColumns % 32 == 0 ? 32 : 16;
+constexpr int kSlice = kColumns > 64 ? 32 : 16;
 
 // This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup]; calls `write`
 // behind each slice of them. kPlain: of a weight without bias and zero points.
@@ -86,11 +93,12 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
     const int row = warp / 4 * 64 * kRowTiles + i / 2 * 64 + warp % 4 * 16 + i % 2 * 8 + lane / 4;
     const int64_t n = min(first_row + row, weight.n - 1);
     row_scale[i] = factors.row_scale[row];
+    if constexpr (!std::is_same_v<Sum, int>) row_scale[i] *= 1 / pair_scale(kFormat);
     row_bias[i] = bias_of(weight, n);
     zero[i] = kPlain ? code_of_zero(kFormat) : zero_of(weight, kFormat, n, 0);
   }
   const int matrix = lane / 8 % (2 * kRowTiles);  // rows +0 and +8 of the row tiles
-  uint32_t to = outputs + lane % 8 * kColumnBytes<kRowTiles> + (warp % 4 * 16 + matrix / 2 * 64 + matrix % 2 * 8) * 2;
+  uint32_t to = outputs + matrix / 2 * kColumns * kColumnBytes + place_of_eight(lane % 8, warp % 4 * 2 + matrix % 2);
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
     const int column = 8 * j + lane % 4 * 2;
@@ -116,8 +124,8 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
       pairs[i] = pair_of(value0, value1, Value());
     }
     store_transposed(to, pairs);
-    to += 8 * kColumnBytes<kRowTiles>;
-    if ((8 * j + 8) % kSlice<kColumns> == 0) write();
+    to += 8 * kColumnBytes;
+    if ((8 * j + 8) % kSlice<kColumns> == 0 || 8 * j + 8 == kColumns) write();
   }
 }
 
@@ -133,7 +141,7 @@ __device__ __forceinline__ void write_eight(uint16_t* to, const Words<4>& v, boo
 }
 
 // Whether all of a weight's outputs lie so that eight of them are 16 aligned bytes.
-__device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
+__host__ __device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
   return weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
 }
 
@@ -141,6 +149,7 @@ __device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
 template <int kColumns, int kRowTiles>
 struct OutputWriter {
   static constexpr int kVectors = 64 * kRowTiles / 8, kAtOnce = 128 / kVectors;  // of 16 bytes in a column; columns
+  static_assert(kAtOnce % 8 == 0);
   int64_t n, stride;
   int column, columns;
   bool whole;
@@ -155,7 +164,7 @@ struct OutputWriter {
     columns = n >= weight.n ? 0 : m - token < kColumns ? static_cast<int>(m - token) : kColumns;
     whole = has_whole_eights(weight);
     to = static_cast<uint16_t*>(weight.y) + (token + column) * weight.n + n;
-    from = outputs + column * kColumnBytes<kRowTiles> + vector * 16;
+    from = outputs + vector / 8 * kColumns * kColumnBytes + place_of_eight(column, vector % 8);
   }
 
   // The next slice.
@@ -165,7 +174,7 @@ struct OutputWriter {
       if (column >= columns) return;
       write_eight(to, load_shared_words(from), whole, stride - n);
       to += kAtOnce * stride;
-      from += kAtOnce * kColumnBytes<kRowTiles>;
+      from += kAtOnce * kColumnBytes;
     }
   }
 };

@@ -78,7 +78,7 @@ struct Splits {
   }
 
   // Of shared memory that write_own needs.
-  static constexpr int own_bytes(int most_own) { return most_own * (kSentSumBytes + 8 * kGroups * kColumnBytes<1>); }
+  static constexpr int own_bytes(int most_own) { return most_own * (kSentSumBytes + 8 * kGroups * kColumnBytes); }
 
   // Writes the outputs, of two bytes, of this block's own eights; of tokens of one digit. Its own sums go through `own`
   // in shared memory, as registers cannot be asked for by number.
@@ -95,7 +95,7 @@ struct Splits {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4;
     const int eights = (kEights - rank + splits - 1) / splits;
     const int64_t group_row = first_row + group * 64;
-    const uint32_t outputs = own + most_own * (kSentSumBytes + group * 8 * kColumnBytes<1>);
+    const uint32_t outputs = own + most_own * (kSentSumBytes + group * 8 * kColumnBytes);
     float row_scale[2], row_bias[2];
     int zero[2];
 #pragma unroll
@@ -106,7 +106,7 @@ struct Splits {
       row_bias[i] = bias_of(weight, n);
       zero[i] = zero_of(weight, kFormat, n, 0);
     }
-    uint32_t to = outputs + lane % 8 * kColumnBytes<1> + (warp % 4 * 16 + lane / 8 % 2 * 8) * 2;
+    uint32_t to = outputs + place_of_eight(lane % 8, warp % 4 * 2 + lane / 8 % 2);
     wait(barrier, 0);
 #pragma unroll 1
     for (int place = 0; place < eights; ++place) {
@@ -126,7 +126,7 @@ struct Splits {
                     __fadd_rn(output_of<kFormat>(total[2 * i + 1], zero[i], sum.y, scale.y, row_scale[i]), row_bias[i]),
                     Value());
       store_transposed(to, pairs);
-      to += 8 * kColumnBytes<1>;
+      to += 8 * kColumnBytes;
     }
     synchronize_group(group);
     const int vector = threadIdx.x % kVectors;
@@ -137,7 +137,7 @@ struct Splits {
     for (int column = threadIdx.x % 128 / kVectors; column < eights * 8; column += kAtOnce) {
       const int64_t token = first_token + (column / 8 * splits + rank) * 8 + column % 8;
       if (token >= m) return;
-      write_eight(y + token * weight.n, load_shared_words(outputs + column * kColumnBytes<1> + vector * 16),
+      write_eight(y + token * weight.n, load_shared_words(outputs + place_of_eight(column, vector)),
                   has_whole_eights(weight), weight.n - n);
     }
   }

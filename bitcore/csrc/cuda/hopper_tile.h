@@ -1,4 +1,4 @@
-// Which tile of hopper.cu serves a call, by what its blocks ask of a multiprocessor.
+// Which tile of hopper.cu or hopper_turns.cu serves a call, by what its blocks ask of a multiprocessor.
 #pragma once
 
 #include <algorithm>
@@ -118,9 +118,38 @@ inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool f
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
 }
 
-// Tiles of 256 rows and fewer than 128 columns are compiled for the common case alone.
-inline bool has_all_hopper_tiles(const Linear& linear) {
-  return linear.format == Format::k2Bit && rows_are_aligned(linear, bytes_of_row(linear));
+// What hopper_turns.cu is compiled for. Floating-point activations it reads where they are, as a matrix.
+inline bool turns_can_serve(const Linear& linear, int digits, bool floating) {
+  const uintptr_t x_bits = reinterpret_cast<uintptr_t>(linear.x) | static_cast<uintptr_t>(linear.x_stride * 2);
+  return linear.format == Format::k2Bit && digits == 1 && linear.dtype != Dtype::kFloat32 &&
+         rows_are_aligned(linear, bytes_of_row(linear)) &&
+         !(floating && (x_bits % 16 != 0 || linear.x_stride < linear.k));
+}
+
+// Tiles of rows in whole turns of all multiprocessors, of `tiles` of them, each with so many tiles of tokens.
+inline int whole_row_tiles(int tiles, int token_tiles, const Device& device) {
+  const int64_t turns = int64_t{tiles} * token_tiles / device.multiprocessors;
+  return static_cast<int>(turns * device.multiprocessors / token_tiles);
+}
+
+// In the unit of HopperCosts: of a call, a tile, and a chunk of its K; of the last two beside, and for each column.
+struct TurnsCosts {
+  int64_t call, tile, tile_column, chunk, chunk_column;
+};
+constexpr TurnsCosts kInt8Turns = {29000, 4500, 34, 2300, 18}, kFloatingTurns = {13000, 2600, 18, 2000, 40};
+
+inline int64_t turns_cost(const Linear& linear, int64_t chunks, bool floating, const HopperTile& tile,
+                          const Device& device) {
+  const TurnsCosts& costs = floating ? kFloatingTurns : kInt8Turns;
+  const auto of_turns = [&](int64_t rows, int columns) {
+    const int64_t tiles = rows * hopper_token_tiles(linear, 1, columns);
+    return (tiles + device.multiprocessors - 1) / device.multiprocessors *
+           (costs.tile + costs.tile_column * columns + chunks * (costs.chunk + costs.chunk_column * columns));
+  };
+  const int rows = row_tiles(linear, 256).count;
+  if (tile.last_columns == 0) return costs.call + of_turns(rows, tile.columns);
+  const int whole = whole_row_tiles(rows, static_cast<int>(hopper_token_tiles(linear, 1, tile.columns)), device);
+  return costs.call + of_turns(whole, tile.columns) + of_turns(rows - whole, tile.last_columns);
 }
 
 // The cheapest of the tiles that there are.
@@ -132,21 +161,32 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
     const int64_t tiles = row_tiles(linear, 128 * of_group).count * hopper_token_tiles(linear, digits, columns);
     const int64_t most = floating || of_group == 2 ? 1 : std::min<int64_t>(kMostSplits, chunks);
     for (int splits = 1; splits == 1 || (splits <= most && tiles * splits <= 2 * device.multiprocessors); ++splits) {
-      const HopperTile tile = {columns, of_group, splits};
+      const HopperTile tile = {columns, of_group, splits, false, 0};
       if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
       const int64_t cost = hopper_cost(linear.format, chunks, tiles * splits, floating, tile, device);
       if (cost < best_cost) best = tile, best_cost = cost;
     }
   };
   if (!hopper_is_light(linear.format, floating)) consider(128, 1);  // else 64 columns are faster
-  consider(128, 2);
   if (!floating) {
     consider(linear.m * digits <= 16 ? 16 : 32, 1);
     consider(64, 1);
   }
-  if (has_all_hopper_tiles(linear)) {
-    consider(80, 2);
-    if (!floating) consider(96, 2);
+  if (!turns_can_serve(linear, digits, floating)) {
+    consider(128, 2);
+    return best;
+  }
+  const auto consider_turns = [&](int columns, int last_columns) {
+    const HopperTile tile = {columns, 2, 1, true, last_columns};
+    const int64_t cost = turns_cost(linear, chunks, floating, tile, device);
+    if (cost < best_cost) best = tile, best_cost = cost;
+  };
+  consider_turns(80, 0);
+  consider_turns(128, 0);
+  consider_turns(128, 80);
+  if (!floating) {
+    consider_turns(96, 0);
+    consider_turns(128, 96);
   }
   return best;
 }

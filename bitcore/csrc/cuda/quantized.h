@@ -5,11 +5,13 @@
 
 namespace bitlab::cuda {
 
-// What a block of hopper.cu computes.
+// What a block of hopper.cu or hopper_turns.cu computes.
 struct HopperTile {
-  int columns;    // tokens, or digits of tokens
-  int row_tiles;  // of 64 rows, of each of its two warpgroups
-  int splits;     // blocks that share K
+  int columns;       // tokens, or digits of tokens
+  int row_tiles;     // of 64 rows, of each of its two warpgroups
+  int splits;        // blocks that share K
+  bool turns;        // hopper_turns.cu computes it
+  int last_columns;  // there: of tiles behind the last whole turn of all multiprocessors; 0: the same
 };
 
 // Columns are int8 vectors: the tokens, or the three digits of each. A tile of columns holds whole tokens: blocks of

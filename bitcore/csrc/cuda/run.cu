@@ -60,6 +60,8 @@ Path path_of(const Linear& linear, const Device& device) {
   return Path::kBatch;
 }
 
+bool reads_x_in_place(const Quantized& quantized) { return quantized.floating && quantized.hopper.turns; }
+
 // The layout of the quantized activations, and its pieces in `workspace` (which may be null to ask for `bytes`).
 Quantized quantized_of(const Linear& linear, Path path, const Device& device, void* workspace, size_t* bytes) {
   Quantized result = {};
@@ -95,6 +97,7 @@ Quantized quantized_of(const Linear& linear, Path path, const Device& device, vo
     *bytes += aligned_up(static_cast<size_t>(size));
     return piece;
   };
+  if (reads_x_in_place(result)) return result;
   result.q = reinterpret_cast<int8_t*>(take(tiles * result.tile_columns * k * (result.floating ? 2 : 1)));
   if (result.floating) return result;
   result.scale = reinterpret_cast<float*>(take(linear.m * 4));
@@ -129,13 +132,18 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
   size_t bytes;
   const Quantized quantized = quantized_of(linear, path, device, workspace, &bytes);
   if (path == Path::kDecodeQuantizing) return launch_decode(linear, quantized, device, stream);
+#ifdef BITLAB_HAVE_HOPPER
+  if (reads_x_in_place(quantized)) return launch_hopper_turns(linear, quantized, device, stream);
+#endif
   const int error = quantized.floating ? launch_arrange(linear, quantized, stream)
                                        : launch_quantize(linear, quantized, device, stream);
   if (error != cudaSuccess) return error;
   if (path == Path::kDecode) return launch_decode(linear, quantized, device, stream);
   if (path == Path::kNarrow) return launch_narrow(linear, quantized, device, stream);
 #ifdef BITLAB_HAVE_HOPPER
-  if (path == Path::kHopper || path == Path::kHopperFloating) return launch_hopper(linear, quantized, device, stream);
+  if (path == Path::kHopper || path == Path::kHopperFloating)
+    return quantized.hopper.turns ? launch_hopper_turns(linear, quantized, device, stream)
+                                  : launch_hopper(linear, quantized, device, stream);
 #endif
   return launch_batch(linear, quantized, stream);
 }

@@ -156,6 +156,41 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
                : "memory");
 }
 
+// Copies the box of a matrix whose first element is in `row` and `column`, and counts it at `barrier`; what lies
+// outside of the matrix is 0. One thread.
+__device__ __forceinline__ void copy_box(uint32_t to, const void* tensor_map, int row, int column, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          to),
+      "l"(tensor_map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+// The other way; of shared memory that publish_to_copies() was called behind. What lies outside of the matrix stays.
+__device__ __forceinline__ void write_box(const void* tensor_map, int row, int column, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(tensor_map),
+               "r"(column), "r"(row), "r"(from)
+               : "memory");
+}
+
+// Waits until what this thread's write_box() calls read may be overwritten.
+__device__ __forceinline__ void wait_for_box_reads() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Makes this thread's stores to shared memory known to the copies above.
+__device__ __forceinline__ void publish_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A warpgroup's registers for each thread from here on; more of them when other warpgroups have given up theirs.
+template <int kCount>
+__device__ __forceinline__ void increase_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void decrease_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
 // Says that this block has started and initialized its barriers; waits for all of the cluster to have said so.
 __device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
 __device__ __forceinline__ void wait_for_cluster() {

@@ -1,0 +1,76 @@
+// A batch of products on Hopper: packed words of a lane -> codes in registers -> wgmma with activations in shared
+// memory.
+#pragma once
+
+#include "fragments.cuh"
+#include "wgmma.cuh"
+
+namespace bitlab::cuda {
+
+// The left operand of a batch: registers [step][row tile], of words [first_word, first_word + kWords) of each of the
+// lane's rows.
+template <Format kFormat, typename Value, int kWords, int kSteps, int kRowTiles>
+__device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTiles], int first_word,
+                                             uint32_t (&left)[kSteps][kRowTiles][4]) {
+  constexpr int kPerByte = weights_per_byte(kFormat);
+#pragma unroll
+  for (int j = 0; j < 2 * kRowTiles; ++j)
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      if constexpr (std::is_same_v<Value, int8_t>) {
+        uint32_t codes[kPerByte];
+        decode_high<kFormat>(words[j].word[first_word + w], codes);
+#pragma unroll
+        for (int c = 0; c < kPerByte; ++c) {
+          const int r = w * kPerByte + c;
+          left[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
+        }
+      } else {
+        uint32_t pairs[2 * kPerByte];
+        decode_pairs<kFormat, Value>(words[j].word[first_word + w], pairs);
+#pragma unroll
+        for (int c = 0; c < kPerByte; ++c)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) left[w * kPerByte + c][j / 2][half * 2 + j % 2] = pairs[2 * c + half];
+      }
+    }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) settle(left[step][j]);
+}
+
+// The left operand of a step of a row tile with floating-point activations in the order of K, of a word of each row
+// that all four lanes of the row have. Lane t needs codes 2t, 2t + 1 and 8 + 2t, 9 + 2t of a word, a nibble each of
+// bytes t / 2 and t / 2 + 2. Times 2**14 and 2**28, the nibble's codes come to the top of both halves of a register,
+// where 3 more, modulo 4, make them -2, 0 and 2 (decode_pairs); nothing else of the byte comes there.
+__device__ __forceinline__ void decode_in_order(uint32_t row, uint32_t row8, uint32_t (&left)[4]) {
+  const uint32_t t = threadIdx.x % 4, byte = 0x4440 + t / 2, to_top = 0x10004000u >> t % 2 * 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    left[i] = (__byte_perm(i % 2 == 0 ? row : row8, 0, byte + i / 2 * 2) * to_top + 0xc000c000u) & 0xc000c000u;
+  settle(left);
+}
+
+// Where the activations of a step begin in a stage of them.
+template <Format kFormat, int kColumns>
+__device__ __forceinline__ uint64_t columns_of_step(uint32_t stage, int step) {
+  constexpr int kSwizzle = hopper_swizzle(kFormat), kRowSteps = (1 << kSwizzle) / 2;
+  // 32 bytes further on, or eight times kColumns rows.
+  return columns_descriptor<kSwizzle>(stage) + step / kRowSteps * (kColumns << kSwizzle) + step % kRowSteps * 2;
+}
+
+// Starts the products of a batch with a stage of activations.
+template <Format kFormat, typename Value, int kColumns, int kSteps, int kRowTiles, typename Sum>
+__device__ __forceinline__ void multiply_batch(Sum (&sums)[kRowTiles][kColumns / 2],
+                                               const uint32_t (&left)[kSteps][kRowTiles][4], uint32_t stage) {
+  begin_products();
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j)
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+      multiply_async<Value, kColumns>(sums[j], left[step][j], columns_of_step<kFormat, kColumns>(stage, step));
+  end_products();
+}
+
+}  // namespace bitlab::cuda
