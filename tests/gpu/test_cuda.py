@@ -205,6 +205,19 @@ def test_many_floating_point_tokens_lose_no_more_than_f_linear(
         assert cuda_kernel(config).linear(x, weight).isnan().any(1).nonzero().tolist() == [[5]]
 
 
+def test_many_floating_point_tokens_wherever_they_lie() -> None:
+    """Rows that start at multiples of 16 bytes are read where they are; others are arranged first."""
+    kernel = cuda_kernel(BitQuantConfig(activation_dtype="float32", weight_granularity="per_channel"))
+    weight = random_weight(1300, 1024, kernel.config)
+    base = torch.randn(1000, 1040, device="cuda", dtype=torch.bfloat16)
+    for first in (0, 8, 3):
+        x = base[:, first : first + 1024]
+        y, expected = kernel.linear(x, weight), kernel.linear(x.contiguous(), weight)
+        if first % 8 == 0:
+            assert same(y, expected)
+        torch.testing.assert_close(y, expected, rtol=0.02, atol=0.01)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_on_a_side_stream(rows: int) -> None:
     config = BitQuantConfig()
