@@ -177,7 +177,10 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
     return best;
   }
   const auto consider_turns = [&](int columns, int last_columns) {
-    const HopperTile tile = {columns, 2, 1, true, last_columns};
+    const int64_t tiles = row_tiles(linear, 256).count * hopper_token_tiles(linear, 1, columns);
+    // A block of hopper.cu with one tile of int8 activations ends sooner.
+    const bool turns = floating || columns < 128 || last_columns > 0 || tiles > device.multiprocessors;
+    const HopperTile tile = {columns, 2, 1, turns, last_columns};
     const int64_t cost = turns_cost(linear, chunks, floating, tile, device);
     if (cost < best_cost) best = tile, best_cost = cost;
   };
