@@ -20,7 +20,7 @@ namespace {
 
 constexpr Format kFormat = Format::k2Bit;
 constexpr int kHelpers = 128;                              // threads beside those of the products
-constexpr int kRegisters = 240, kRegistersOfHelpers = 24;  // all that a multiprocessor has
+constexpr int kRegisters = 240, kRegistersOfHelpers = 24;  // all that the launch got
 constexpr int kMostSlices = 4;                             // of a tile's outputs
 constexpr int kWeights = kThreads / 32 * kAhead * static_cast<int>(kWeightStage);
 
@@ -182,7 +182,6 @@ __global__ void __launch_bounds__(kThreads + kHelpers, 1) hopper_turns_kernel(co
   first = {in_register(first.row_tile), in_register(first.token_tile)};
   if (helps) {
     decrease_registers<kRegistersOfHelpers>();
-    let_next_kernel_start();
     if (warp == kThreads / 32) {
       if (threadIdx.x == kThreads) {
         for (int i = 0; i < kMostStages; ++i) {
@@ -202,6 +201,8 @@ __global__ void __launch_bounds__(kThreads + kHelpers, 1) hopper_turns_kernel(co
     }
   } else {
     increase_registers<kRegisters>();
+    // What runs before may have written the weights, where no kernel of ours stands between.
+    if constexpr (!Shape::kInt8) wait_for_previous_kernel();
     WeightCopies<!Shape::kInt8> copies(a, first, weights + warp * kAhead * kWeightStage + place_in_stage<true>());
 #pragma unroll 1
     for (int i = 0; i < kAhead; ++i) copies.copy();
