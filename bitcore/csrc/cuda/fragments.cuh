@@ -78,7 +78,7 @@ __device__ __forceinline__ void decode_high(uint32_t word, uint32_t (&codes)[wei
 // By how much decode_pairs() makes ternary weights larger.
 constexpr float pair_scale(Format format) { return format == Format::k2Bit ? 2.0f : 1.0f; }
 
-// Of 16 codes of 2bit, each less one modulo 4.
+// Of 16 codes of 2bit, 0 to 2, each less one modulo 4.
 __device__ __forceinline__ uint32_t less_one(uint32_t word) { return ~(word | (word << 1 & 0xaaaaaaaau)); }
 
 // The weights of `word` in bfloat16 or float16, two a register: first and second half of a step of 16, for each step.

@@ -21,8 +21,6 @@
 namespace bitlab::cuda {
 namespace {
 
-constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
-
 // From as many tokens on blocks seldom start before their activations are there, and ask for them before the weights.
 constexpr int64_t kManyTokens = 512;
 
@@ -309,7 +307,7 @@ cudaError_t launch_aligned(const Hopper& a, const Device& device, void* stream) 
 template <Format kFormat, typename Value>
 cudaError_t launch_floating(const Hopper& a, const Device& device, void* stream) {
   if (a.quantized.hopper.row_tiles == 1) return launch_aligned<kFormat, 128, 1, Value>(a, device, stream);
-  if constexpr (kFormat == Format::k2Bit)  // aligned ones are hopper_turns.cu's
+  if constexpr (kFormat == Format::k2Bit)  // most aligned ones are hopper_turns.cu's
     return launch_kernel<kFormat, 128, 2, Value, false>(a, device, stream);
   return launch_aligned<kFormat, 128, 2, Value>(a, device, stream);
 }

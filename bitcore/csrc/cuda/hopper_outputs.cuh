@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
 constexpr int kMostStages = 10;
+constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
 
 struct Hopper {
   Linear linear;
@@ -78,8 +79,8 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high, __half) {
 template <int kColumns>
 constexpr int kSlice = kColumns > 64 ? 32 : 16;
 
-// This warp's sums as outputs of two bytes, into shared memory [columns][rows of the warpgroup]; calls `write`
-// behind each slice of them. kPlain: of a weight without bias and zero points.
+// This warp's sums as outputs of two bytes, into shared memory; calls `write` behind each slice of columns. kPlain: of
+// a weight without bias and zero points.
 template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, typename OfBlock,
           typename Write>
 __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t first_row,

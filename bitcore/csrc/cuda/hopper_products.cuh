@@ -42,8 +42,9 @@ __device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTil
 
 // The left operand of a step of a row tile with floating-point activations in the order of K, of a word of each row
 // that all four lanes of the row have. Lane t needs codes 2t, 2t + 1 and 8 + 2t, 9 + 2t of a word, a nibble each of
-// bytes t / 2 and t / 2 + 2. Times 2**14 and 2**28, the nibble's codes come to the top of both halves of a register,
-// where 3 more, modulo 4, make them -2, 0 and 2 (decode_pairs); nothing else of the byte comes there.
+// bytes t / 2 and t / 2 + 2. Times 2**14 and 2**28, or 2**10 and 2**24, the codes of the low or high nibble come to the
+// top of both halves of a register, where 3 more, modulo 4, make them -2, 0 and 2 (decode_pairs); nothing else of the
+// byte comes there.
 __device__ __forceinline__ void decode_in_order(uint32_t row, uint32_t row8, uint32_t (&left)[4]) {
   const uint32_t t = threadIdx.x % 4, byte = 0x4440 + t / 2, to_top = 0x10004000u >> t % 2 * 4;
 #pragma unroll

@@ -45,7 +45,7 @@ int launch_narrow(const Linear& linear, const Quantized& quantized, const Device
 
 int launch_batch(const Linear& linear, const Quantized& quantized, void* stream);
 
-// Of Quantized: a stage of hopper.cu is whole rows.
+// Of Quantized: a stage of activations on Hopper is whole rows.
 constexpr int hopper_swizzle(Format format) { return format == Format::k2Bit ? 3 : format == Format::kInt4 ? 2 : 1; }
 int launch_hopper(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
 int launch_hopper_turns(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);

@@ -17,7 +17,8 @@ struct HopperTile {
 // Columns are int8 vectors: the tokens, or the three digits of each. A tile of columns holds whole tokens: blocks of
 // token_block tokens, once for each digit.
 struct Quantized {
-  int8_t* q;              // [tiles][chunks][half steps][tile_columns][16], or as `fragments` or `swizzle` say
+  int8_t* q;              // [tiles][chunks][half steps][tile_columns][16], or as `fragments` or `swizzle` say; null
+                          // where hopper_turns.cu reads x itself
   float* scale;           // [m]
   int32_t* sum;           // [m * digits][groups], of q
   uint32_t* absmax_bits;  // [1], of the whole input; per_tensor alone

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kRowTiles = 2, kRowsOfGroup = 64 * kRowTiles, kRows = kGroups * kRowsOfGroup;
 constexpr int kColumnOfStage = 128;  // bytes: a stage of activations is so much of K
-constexpr int kBeside = 8;           // tiles of tokens that are computed side by side
 
 // What a block computes: kRows rows times kColumns columns, or kLastColumns behind whole turns.
 // Value: int8_t, or what x is where activations stay in floating point.

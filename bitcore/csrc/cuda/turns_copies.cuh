@@ -41,8 +41,8 @@ __device__ __forceinline__ void fetch_activations(const Turns& a, const Ring& ri
   });
 }
 
-// A warp, for warpgroup `group`, whose outputs lie at `outputs`: whole boxes of columns by one thread, else 16 bytes by
-// each lane.
+// A warp, for warpgroup `group`, whose outputs lie at `outputs`: boxes of columns by one thread; where a tensor map
+// does not take y, two bytes at a time by all lanes.
 template <typename Shape>
 __device__ __forceinline__ void write_outputs(const Turns& a, const Ring& ring, int group, uint32_t outputs) {
   constexpr int kVectors = kRowsOfGroup / 8, kAtOnce = 32 / kVectors;  // of 16 bytes in a column; columns
@@ -88,7 +88,7 @@ struct WeightCopies {
   const Turns& a;
   uint32_t first_stage, copy_stage, read_stage;
   const uint8_t* rows[2 * kRowTiles];
-  int tile, offset, left;  // chunks of the tile
+  int tile, offset, chunks_left;
 
   __device__ __forceinline__ WeightCopies(const Turns& a, Place first, uint32_t stages)
       : a(a), first_stage(stages), copy_stage(stages), read_stage(stages), tile(static_cast<int>(blockIdx.x)) {
@@ -107,7 +107,7 @@ struct WeightCopies {
       rows[i] = first + static_cast<int64_t>(min(row, last_row)) * a.row_bytes;
     }
     offset = lane % 4 * 16;
-    left = a.chunks;
+    chunks_left = a.chunks;
   }
 
   __device__ __forceinline__ uint32_t next(uint32_t stage) const {
@@ -122,7 +122,7 @@ struct WeightCopies {
     end_copies();
     copy_stage = next(copy_stage);
     offset += kChunkBytes;
-    if (--left == 0) {
+    if (--chunks_left == 0) {
       tile += static_cast<int>(gridDim.x);
       if (tile < a.all_tiles) {
         begin_tile(place_of(a, tile));

@@ -143,10 +143,13 @@ __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Makes barriers that this thread has initialized known to the bulk copies.
+// Makes this thread's stores to shared memory known to the copies below.
+__device__ __forceinline__ void publish_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// The same of barriers that it has initialized.
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  publish_to_copies();
 }
 
 // Copies `bytes` (a multiple of 16, from 16-byte aligned memory) and counts them at `barrier`. One thread.
@@ -177,9 +180,6 @@ __device__ __forceinline__ void write_box(const void* tensor_map, int row, int c
 __device__ __forceinline__ void wait_for_box_reads() {
   asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
-
-// Makes this thread's stores to shared memory known to the copies above.
-__device__ __forceinline__ void publish_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // A warpgroup's registers for each thread from here on; more of them when other warpgroups have given up theirs.
 template <int kCount>
