@@ -237,11 +237,7 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
                                                                ring);
         return;
       }
-    if (weight.bias == nullptr && weight.zero_point == nullptr) {
-      write_pairs_as(value, std::true_type());
-    } else {
-      write_pairs_as(value, std::false_type());
-    }
+    visit_plain(weight, [&](auto is_plain) { write_pairs_as(value, is_plain); });
   };
   if constexpr (!kInt8) {
     write(Value());

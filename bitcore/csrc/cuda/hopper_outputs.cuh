@@ -79,6 +79,16 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high, __half) {
 template <int kColumns>
 constexpr int kSlice = kColumns > 64 ? 32 : 16;
 
+// Calls visit(whether `weight` has neither bias nor zero points, as a constant).
+template <typename Visit>
+__device__ __forceinline__ void visit_plain(const Weight& weight, const Visit& visit) {
+  if (weight.bias == nullptr && weight.zero_point == nullptr) {
+    visit(std::true_type());
+  } else {
+    visit(std::false_type());
+  }
+}
+
 // This warp's sums as outputs of two bytes, into shared memory; calls `write` behind each slice of columns. kPlain: of
 // a weight without bias and zero points.
 template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, typename OfBlock,

@@ -60,8 +60,7 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
       last_stage = stage;
     };
     Words<4> words[2 * kRowTiles];
-    uint32_t left[2][kSteps][kRowTiles][4];        // of this batch and the one before
-    uint32_t left_in_order[kRowTiles][kSteps][4];  // of the row tiles
+    uint32_t left[2][kSteps][kInt8 ? kRowTiles : 1][4];  // of this batch and the one before, or of the two row tiles
     if constexpr (kInt8) {
       weights.read(words);
     } else {
@@ -90,12 +89,12 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
           for (int j = 0; j < kRowTiles; ++j) {
 #pragma unroll
             for (int step = 0; step < kSteps; ++step)
-              decode_in_order(words[2 * j].word[step], words[2 * j + 1].word[step], left_in_order[j][step]);
+              decode_in_order(words[2 * j].word[step], words[2 * j + 1].word[step], left[j][step][0]);
             if (j == 0) wait(ring.full + 8 * stage, phase);
             begin_products();
 #pragma unroll
             for (int step = 0; step < kSteps; ++step)
-              multiply_async<Value, kTile>(sums[j], left_in_order[j][step],
+              multiply_async<Value, kTile>(sums[j], left[j][step][0],
                                            columns_of_step<kFormat, kTile>(activations, step));
             end_products();
             if (i == 0 && batch == 0 && j == 1) copy_factors();
@@ -132,13 +131,7 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
       stage_outputs<kFormat, kTile, kRowTiles, decltype(is_plain)::value, decltype(value)>(
           *weight, first_row, sums, factors, outputs, slice_is_staged);
     };
-    const auto stage_all = [&](auto value) {
-      if (weight->bias == nullptr && weight->zero_point == nullptr) {
-        stage_as(value, std::true_type());
-      } else {
-        stage_as(value, std::false_type());
-      }
-    };
+    const auto stage_all = [&](auto value) { visit_plain(*weight, [&](auto is_plain) { stage_as(value, is_plain); }); };
     if constexpr (!kInt8) {
       stage_all(Value());
     } else if (linear.dtype == Dtype::kBFloat16) {

@@ -132,11 +132,9 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
   size_t bytes;
   const Quantized quantized = quantized_of(linear, path, device, workspace, &bytes);
   if (path == Path::kDecodeQuantizing) return launch_decode(linear, quantized, device, stream);
-#ifdef BITLAB_HAVE_HOPPER
-  if (reads_x_in_place(quantized)) return launch_hopper_turns(linear, quantized, device, stream);
-#endif
-  const int error = quantized.floating ? launch_arrange(linear, quantized, stream)
-                                       : launch_quantize(linear, quantized, device, stream);
+  const int error = reads_x_in_place(quantized) ? cudaSuccess
+                    : quantized.floating        ? launch_arrange(linear, quantized, stream)
+                                                : launch_quantize(linear, quantized, device, stream);
   if (error != cudaSuccess) return error;
   if (path == Path::kDecode) return launch_decode(linear, quantized, device, stream);
   if (path == Path::kNarrow) return launch_narrow(linear, quantized, device, stream);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kRowTiles = 2, kRowsOfGroup = 64 * kRowTiles, kRows = kGroups * kRowsOfGroup;
 constexpr int kColumnOfStage = 128;  // bytes: a stage of activations is so much of K
+constexpr int kBoxTokens = 16;       // of outputs that are written together
 
 // What a block computes: kRows rows times kColumns columns, or kLastColumns behind whole turns.
 // Value: int8_t, or what x is where activations stay in floating point.

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int kAhead = 3;                                        // chunks of weights on their way
 constexpr uint32_t kWeightStage = 16 * kRowTiles * kChunkBytes;  // of a warp
-constexpr int kBoxTokens = 16;                                   // of outputs that are written together
 
 // One thread. int8 activations lie in tiles of kColumns columns, of which a narrower one is part of one or two.
 template <typename Shape>
