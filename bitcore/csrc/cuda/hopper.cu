@@ -1,7 +1,8 @@
 // Many columns on Hopper: its asynchronous tensor-core products (wgmma) run while the weights of the next are decoded.
 //
-//     block   two warpgroups of 64 * kRowTiles rows each, times kColumns columns
-//     left    packed weights -> stages of the lane (weight_stages.cuh) -> registers: one shift and one mask for four
+//     block   two warpgroups of 64 * kRowTiles rows each, times kColumns columns; a third one brings what they need
+//     left    packed weights -> shared memory (chunk_copies.cuh, weight_boxes.cuh) -> registers: a shift and a mask for
+//             four codes
 //     right   int8 activations of a chunk, in a ring of shared memory filled by bulk copies: the workspace has the very
 //             layout that the product reads
 //     cluster where there are too few tiles for all multiprocessors, blocks share a tile: each takes part of K
@@ -11,32 +12,25 @@
 // lane, 4 masks and 3 shifts. Floating-point activations take the same way in values of two bytes (arrange.cu).
 #include <algorithm>
 
+#include "chunk_copies.cuh"
+#include "hopper_helpers.cuh"
 #include "hopper_products.cuh"
 #include "hopper_splits.cuh"
 #include "hopper_tile.h"
 #include "launch.cuh"
-#include "weight_stages.cuh"
-#include "wgmma.cuh"
+#include "tensor_map.h"
+#include "weight_boxes.cuh"
 
 namespace bitlab::cuda {
 namespace {
 
-// From as many tokens on blocks seldom start before their activations are there, and ask for them before the weights.
-constexpr int64_t kManyTokens = 512;
-
-// Chunks of weights that are on their way. A lane reads a stage to registers before it copies into it again.
-template <int kRowTiles>
-constexpr int kWeightStages = kRowTiles == 1 ? 4 : 3;
-
+// How a block's weights come. Boxes cost the warps of the products no instructions, but take longer: with few rows,
+// where less is multiplied meanwhile, each lane's own copies are faster.
 template <int kRowTiles, bool kAligned>
-constexpr int kWeightBytes = kWeightStages<kRowTiles> * kGroups * 64 * kRowTiles * kRowStage<kAligned>;
-
-// Of one row tile: the compiler would compute it anew between the products, which slows them down.
-template <int kRowTiles, typename T>
-__device__ __forceinline__ T kept(T value) {
-  if constexpr (kRowTiles == 1) return in_register(value);
-  return value;
-}
+constexpr bool kBoxes = kAligned && kRowTiles == 2;
+template <int kRowTiles, bool kAligned>
+using Weights =
+    std::conditional_t<kBoxes<kRowTiles, kAligned>, WeightBoxes<128 * kRowTiles>, ChunkCopies<kRowTiles, kAligned>>;
 
 // A batch is decoded while the one before is multiplied; with few rows and columns there is too little to multiply for
 // that to pay.
@@ -53,6 +47,10 @@ template <Format kFormat, int kColumns, int kRowTiles, typename Value>
 constexpr uint32_t kStageBytes =
     Chunk<kFormat>::kHalfSteps * kColumns * 16 * sizeof(Value) / kBatches<kFormat, kColumns, kRowTiles, Value>;
 
+// Of a thread of the products: all that the launch got.
+template <int kColumns, int kRowTiles>
+constexpr int kRegisters = hopper_resident(kColumns, kRowTiles) == 1 ? 240 : 104;
+
 // Of columns of sums in shared memory: without bank conflicts.
 template <int kRows>
 constexpr int kSumStride = kRows + 4;
@@ -60,18 +58,18 @@ constexpr int kSumStride = kRows + 4;
 // Value: int8_t, or what x is where activations stay in floating point; then ternary weights. Blocks share K where the
 // activations are int8 and kRowTiles is 1: the sums of more rows would take longer than the products that they save.
 template <Format kFormat, int kColumns, int kRowTiles, bool kAligned, typename Value>
-__global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles))
+__global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = Chunk<kFormat>;
-  constexpr int kRows = 64 * kGroups * kRowTiles, kWarpRows = 16 * kRowTiles;
+  constexpr int kRows = 64 * kGroups * kRowTiles;
   constexpr bool kInt8 = std::is_same_v<Value, int8_t>, kSharesK = kInt8 && kRowTiles == 1;
   using Sum = std::conditional_t<kInt8, int, float>;
   constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
-  constexpr int kAhead = kWeightStages<kRowTiles>;
-  constexpr uint32_t kWeightStage = kWarpRows * kRowStage<kAligned>;
+  constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRowTiles, Value>;
+  constexpr bool kByBoxes = kBoxes<kRowTiles, kAligned>;
   extern __shared__ __align__(1024) int8_t shared[];  // received sums, activations, weights; in the end sums or outputs
-  __shared__ __align__(8) uint64_t barriers[2 * kMostStages + 1];
+  __shared__ __align__(8) uint64_t barriers[2 * kMostStages + 1 + WeightBoxes<kRows>::kBarriers];
   __shared__ __align__(16) Factors<kRows, kColumns> factors;
 
   const Linear& linear = a.linear;
@@ -79,110 +77,80 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int stages = a.stages, splits = kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
   const int first_chunk = split * a.split_chunks + min(split, a.longer_splits);
-  const int count = kept<kRowTiles>(a.split_chunks + (split < a.longer_splits)), end_chunk = first_chunk + count;
+  const int count = a.split_chunks + (split < a.longer_splits);
   // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
-  const int token_tile = static_cast<int>(cluster_along_z() * gridDim.x + blockIdx.x);
+  const int token_tile = static_cast<int>((kSharesK ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
   if (token_tile >= a.token_tiles) return;
   const int64_t first_token = static_cast<int64_t>(token_tile) * quantized.tile_tokens;
   int64_t first_row;
-  const Weight& weight =
-      linear.weights[weight_of_tile(linear, a.tiles, static_cast<int>(blockIdx.y), kRows, &first_row)];
+  const int weight_index = weight_of_tile(linear, a.tiles, static_cast<int>(blockIdx.y), kRows, &first_row);
+  const Weight& weight = linear.weights[weight_index];
   const uint32_t ring = in_register(shared_address(shared) + a.received_bytes),
                  full = in_register(shared_address(barriers)), empty = full + 8 * kMostStages;
   const Splits<kColumns, kRowTiles> of_splits = {
       quantized.digits, splits, split, a.most_own, shared_address(shared), empty + 8 * kMostStages};
-  const int8_t* from = quantized.q + (token_tile * quantized.chunks + first_chunk) *
-                                         kBatches<kFormat, kColumns, kRowTiles, Value> * kStage;
-  int left_to_fetch = count * kBatches<kFormat, kColumns, kRowTiles, Value>;
-  // The next activations into `stage`. One thread.
-  const auto fetch = [&](int stage) {
-    arrive_and_expect(full + 8 * stage, kStage);
-    copy_bulk(ring + stage * kStage, from, kStage, full + 8 * stage);
-    from += kStage;
-    --left_to_fetch;
-  };
-
-  const uint32_t own =
-      kept<kRowTiles>(ring + stages * kStage + warp * kAhead * kWeightStage + place_in_stage<kAligned>());
-  const uint8_t* first = weight.packed + first_row * a.row_bytes;
-  const int last_row = static_cast<int>(min(weight.n - first_row, static_cast<int64_t>(kRows))) - 1;
-  const uint8_t* rows[2 * kRowTiles];
-#pragma unroll
-  for (int i = 0; i < 2 * kRowTiles; ++i) {
-    const int row = warp / 4 * 64 * kRowTiles + warp % 4 * 16 + i / 2 * 64 + i % 2 * 8 + lane / 4;
-    rows[i] = kept<kRowTiles>(first + static_cast<int64_t>(min(row, last_row)) * a.row_bytes);
-  }
-  int offset = first_chunk * kChunkBytes + lane % 4 * 16;  // of the next copy
-  const int copies_end =
-      kept<kRowTiles>(kAligned ? min(end_chunk * kChunkBytes, a.row_bytes) : end_chunk * kChunkBytes);
-  uint32_t copy_stage = own;
-  const auto copy = [&] {
-    if constexpr (!kAligned) __syncwarp();  // lanes have read their neighbours' bytes
-    if (offset < copies_end)
-#pragma unroll
-      for (int j = 0; j < 2 * kRowTiles; ++j)
-        copy_share<kAligned>(weight, a.row_bytes, rows[j], offset, copy_stage + j * 8 * kRowStage<kAligned>);
-    end_copies();
-    offset += kChunkBytes;
-    copy_stage = copy_stage == own + (kAhead - 1) * kWeightStage ? own : copy_stage + kWeightStage;
-  };
-  uint32_t read_stage = own;
-  Words<4> words[2 * kRowTiles];
-  const auto read = [&] {
-    wait_for_copies<kAhead - 1>();
-    if constexpr (!kAligned) __syncwarp();
-#pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j)
-      words[j] = staged_words<kAligned>(read_stage + j * 8 * kRowStage<kAligned>, shift_of_row<kAligned>(rows[j]));
-    read_stage = read_stage == own + (kAhead - 1) * kWeightStage ? own : read_stage + kWeightStage;
-  };
-
-  static_assert(kColumns <= kThreads && kRows <= kThreads);
-  const int thread = static_cast<int>(threadIdx.x);
-  const auto fetch_stages = [&] {
-#pragma unroll 1
-    for (int i = 0; i < stages && left_to_fetch > 0; ++i) fetch(i);
-  };
-  if (thread == 0) {
-#pragma unroll
-    for (int i = 0; i < kMostStages; ++i) {
-      init_barrier(full + 8 * i, 1);
-      init_barrier(empty + 8 * i, kThreads / 32);
+  const uint32_t weight_stages = ring + stages * kStage, of_boxes = empty + 8 * (kMostStages + 1);
+  if (warp >= kThreads / 32) {
+    decrease_registers<kRegistersOfHelpers>();
+    const int helper = warp - kThreads / 32;
+    if (helper >= kFetchers / 32) {
+      copy_factors<kInt8>(a, weight, first_row, first_token, factors);
+      announce<kFactorsThere, kForFactors>();
+      return;
     }
-    if (splits > 1) {
-      init_barrier(of_splits.barrier, 1);
-      arrive_and_expect(of_splits.barrier, a.received_by[split]);
+    WeightBoxes<kRows> boxes(weight_stages, of_boxes);
+    if (lane == 0) {
+      if (helper == 1) {
+        if (kByBoxes) boxes.init_barriers(kThreads / 32);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kMostStages; ++i) {
+          init_barrier(full + 8 * i, 1);
+          init_barrier(empty + 8 * i, kThreads / 32);
+        }
+        if (splits > 1) {
+          init_barrier(of_splits.barrier, 1);
+          arrive_and_expect(of_splits.barrier, a.received_by[split]);
+        }
+      }
+      publish_barriers();
     }
-    publish_barriers();
-    if (a.fetches_first) {
+    __syncwarp();
+    announce<kInitialized, kForInitialized>();
+    if (lane > 0) return;
+    if (helper == 0) {
       wait_for_previous_kernel();
-      fetch_stages();
-    }
-  }
-  if (thread <= last_row)
-    copy_4_bytes(shared_address(&factors.row_scale[thread]), weight.scale + (first_row + thread) * weight.scale_stride);
+      fetch_activations<kStage>(quantized.q + (token_tile * quantized.chunks + first_chunk) * kBatchesOfChunk * kStage,
+                                count * kBatchesOfChunk, ring, stages, full, empty);
+    } else if (kByBoxes) {
 #pragma unroll 1
-  for (int i = 0; i < kAhead; ++i) copy();
-  __syncthreads();
+      for (int i = first_chunk; i < first_chunk + count; ++i)
+        boxes.fetch(&a.packed[weight_index], static_cast<int>(first_row), i * kChunkBytes);
+    }
+    return;
+  }
+
+  increase_registers<kRegisters<kColumns, kRowTiles>>();
+  auto weights = [&] {
+    if constexpr (kByBoxes) {
+      return WeightBoxes<kRows>(weight_stages, of_boxes);
+    } else {
+      return ChunkCopies<kRowTiles, kAligned>(weight, first_row, a.row_bytes, first_chunk, first_chunk + count,
+                                              weight_stages);
+    }
+  }();
+  synchronize<kInitialized, kForInitialized>();
   if (splits > 1) arrive_at_cluster();
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (thread == 0 && !a.fetches_first) fetch_stages();
-  if (kInt8) {
-    const int tokens = static_cast<int>(min(linear.m - first_token, static_cast<int64_t>(quantized.tile_tokens)));
-    if (thread < tokens)
-      copy_4_bytes(shared_address(&factors.token_scale[thread]), quantized.scale + first_token + thread);
-    if (thread < tokens * quantized.digits)
-      copy_4_bytes(shared_address(&factors.column_sum[thread]),
-                   quantized.sum + first_token * quantized.digits + thread);
-  }
 
   Sum sums[kRowTiles][kColumns / 2] = {};
-  constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRowTiles, Value>, kBatchWords = 4 / kBatchesOfChunk;
+  constexpr int kBatchWords = 4 / kBatchesOfChunk;
   constexpr int kSteps = Layout::kPerByte * kBatchWords / (kInt8 ? 2 : 1);
   uint32_t left[kOverlaps<kColumns, kRowTiles> ? 2 : 1][kSteps][kRowTiles][4];
-  int stage = 0, phase = 0, last_stage = 0, free_stage = 0, free_phase = 0;
-  read();
+  int stage = 0, phase = 0, last_stage = 0;
+  Words<4> words[2 * kRowTiles];
+  weights.read(words);
   for (int i = 0; i < count; ++i) {
 #pragma unroll
     for (int batch = 0; batch < kBatchesOfChunk; ++batch) {
@@ -190,26 +158,19 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
       decode_batch<kFormat, Value, kBatchWords>(words, batch * kBatchWords, codes_of);
       wait(full + 8 * stage, phase);
       multiply_batch<kFormat, Value, kColumns>(sums, codes_of, ring + stage * kStage);
-      // Meanwhile: the next weights, and activations into a stage that the other warpgroup has most likely left too.
       if (batch + 1 == kBatchesOfChunk) {  // all words have become codes
-        copy();
-        if (i + 1 < count) read();
-      }
-      const int before = i * kBatchesOfChunk + batch;  // batches
-      if (threadIdx.x == 0 && before >= (kOverlaps<kColumns, kRowTiles> ? 2 : 1) && left_to_fetch > 0) {
-        wait(empty + 8 * free_stage, free_phase);
-        fetch(free_stage);
-        if (++free_stage == stages) free_stage = 0, free_phase ^= 1;
+        weights.leave_last();
+        if (i + 1 < count) weights.read(words);
       }
       wait_for_products<kOverlaps<kColumns, kRowTiles> ? 1 : 0>();
-      if (lane == 0 && (!kOverlaps<kColumns, kRowTiles> || before > 0))
+      if (lane == 0 && (!kOverlaps<kColumns, kRowTiles> || i + batch > 0))
         arrive(empty + 8 * (kOverlaps<kColumns, kRowTiles> ? last_stage : stage));
       last_stage = stage;
       if (++stage == stages) stage = 0, phase ^= 1;
     }
   }
   wait_for_products<0>();
-  wait_for_copies<0>();
+  if constexpr (!kByBoxes) wait_for_copies<0>();
 
   if constexpr (kSharesK) {
     if (splits > 1) {
@@ -217,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
       of_splits.send_others(sums);
     }
   }
-  __syncthreads();  // from here on the stages are free
+  synchronize<kFactorsThere, kForFactors>();  // from here on the stages are free
   const auto write_pairs_as = [&](auto value, auto is_plain) {
     const int group = warp / 4;
     const uint32_t outputs = ring + group * kOutputBytes<kColumns, kRowTiles>;
@@ -248,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
   } else {
     constexpr int kStride = kSumStride<kRows>;
     of_splits.template store_own<kStride>(sums, reinterpret_cast<int*>(shared + a.received_bytes));
-    __syncthreads();
+    synchronize<kSumsThere, kThreads>();
     write_sums<kFormat, kRows, kStride>(a, weight, first_row, first_token, split, splits, factors, ring);
   }
 #endif
@@ -257,17 +218,20 @@ __global__ void __launch_bounds__(kThreads, hopper_resident(kColumns, kRowTiles)
 template <Format kFormat, int kColumns, int kRowTiles, typename Value, bool kAligned>
 cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   constexpr int kRows = 64 * kGroups * kRowTiles, kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
-  constexpr int kWeights = kWeightBytes<kRowTiles, kAligned>;
+  constexpr int kWeights = Weights<kRowTiles, kAligned>::kBytes;
   constexpr int kStatic = sizeof(Factors<kRows, kColumns>) + 1536;  // bytes of shared memory, with the system's own
   const HopperTile tile = a.quantized.hopper;
   const int splits = tile.splits, digits = a.quantized.digits;
   a.tiles = row_tiles(a.linear, kRows);
+  if constexpr (kBoxes<kRowTiles, kAligned>) {
+    const cudaError_t error = map_packed(a.linear, a.row_bytes, kRows, a.packed);
+    if (error != cudaSuccess) return error;
+  }
   a.token_tiles = static_cast<int>(hopper_token_tiles(a.linear, digits, kColumns));
   a.received_bytes = static_cast<uint32_t>(received_bytes(tile, digits));
   const int chunks = static_cast<int>(a.quantized.chunks);
   a.splits = splits;
   a.most_own = most_own_eights(kColumns, digits, splits);
-  a.fetches_first = a.linear.m >= kManyTokens;
   a.split_chunks = chunks / splits;
   a.longer_splits = chunks % splits;
   for (int rank = 0; rank < splits; ++rank) a.received_by[rank] = received_by(tile, digits, rank);
@@ -289,8 +253,8 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
-  return launch(hopper_kernel<kFormat, kColumns, kRowTiles, kAligned, Value>, grid, kThreads,
-                static_cast<size_t>(shared), stream, true, splits, a);
+  return launch(hopper_kernel<kFormat, kColumns, kRowTiles, kAligned, Value>, grid, kBlock, static_cast<size_t>(shared),
+                stream, true, splits, a);
 }
 
 template <Format kFormat, int kColumns, int kRowTiles, typename Value = int8_t>
@@ -317,6 +281,10 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
     return cudaErrorInvalidValue;
   }
   const int columns = a.quantized.hopper.columns;
+  if constexpr (kFormat == Format::k2Bit) {  // where turns_can_serve
+    if (columns == 80) return launch_kernel<kFormat, 80, 2, int8_t, true>(a, device, stream);
+    if (columns == 96) return launch_kernel<kFormat, 96, 2, int8_t, true>(a, device, stream);
+  }
   if (columns == 16) return launch_aligned<kFormat, 16, 1>(a, device, stream);
   if (columns == 32) return launch_aligned<kFormat, 32, 1>(a, device, stream);
   if (columns == 64) return launch_aligned<kFormat, 64, 1>(a, device, stream);

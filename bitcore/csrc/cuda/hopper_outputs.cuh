@@ -3,6 +3,8 @@
 // of all blocks of a cluster and all digits of a token meet.
 #pragma once
 
+#include <cuda.h>
+
 #include "activations.cuh"
 #include "hopper_tile.h"
 #include "rows.cuh"
@@ -13,17 +15,18 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
+constexpr int kBlock = kThreads + 128, kRegistersOfHelpers = 24;  // a warpgroup helps those of the products
 constexpr int kMostStages = 10;
 constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
 
 struct Hopper {
+  CUtensorMap packed[kMaxWeights];  // where weights come by boxes
   Linear linear;
   Quantized quantized;
   RowTiles tiles;
   int row_bytes;
   int stages;  // of activations
   int token_tiles;
-  bool fetches_first;                 // activations, then weights
   int splits, most_own;               // most eights of columns that a block gets the sums of
   int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
   uint32_t received_bytes;            // of shared memory, for sums of other blocks
@@ -41,6 +44,19 @@ struct Factors {
 // Of row n, without a load where there is none.
 __device__ __forceinline__ float bias_of(const Weight& weight, int64_t n) {
   return weight.bias == nullptr ? -0.0f : load_float(weight.bias, weight.bias_dtype, n);  // y + -0.0 is y
+}
+
+// Named barriers, which some announce and others wait for: the barriers in shared memory are initialized; the factors
+// are there; all sums are.
+constexpr int kInitialized = 0, kFactorsThere = 3, kSumsThere = 4;
+
+template <int kBarrier, int kCount>
+__device__ __forceinline__ void announce() {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"n"(kBarrier), "n"(kCount) : "memory");
+}
+template <int kBarrier, int kCount>
+__device__ __forceinline__ void synchronize() {
+  asm volatile("barrier.cta.sync %0, %1;" ::"n"(kBarrier), "n"(kCount) : "memory");
 }
 
 // Waits for the threads of this warpgroup.
@@ -152,7 +168,7 @@ __device__ __forceinline__ void write_eight(uint16_t* to, const Words<4>& v, boo
 }
 
 // Whether all of a weight's outputs lie so that eight of them are 16 aligned bytes.
-__host__ __device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
+__device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
   return weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
 }
 

@@ -70,7 +70,7 @@ struct HopperCosts {
 // with 16 to 8,192.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
-                                     .chunk_64_columns = 475,
+                                     .chunk_64_columns = 400,
                                      .chunk_32_columns = 700,
                                      .least_alone = 1240,
                                      .least_shared = 0,
@@ -118,11 +118,14 @@ inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool f
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
 }
 
-// What hopper_turns.cu is compiled for. Floating-point activations it reads where they are, as a matrix.
+// What hopper_turns.cu is compiled for. It writes outputs, and reads floating-point activations where they are, through
+// tensor maps.
 inline bool turns_can_serve(const Linear& linear, int digits, bool floating) {
+  bool outputs_are_eights = true;
+  for (int i = 0; i < linear.weight_count; ++i) outputs_are_eights &= linear.weights[i].n % 8 == 0;
   const uintptr_t x_bits = reinterpret_cast<uintptr_t>(linear.x) | static_cast<uintptr_t>(linear.x_stride * 2);
   return linear.format == Format::k2Bit && digits == 1 && linear.dtype != Dtype::kFloat32 &&
-         rows_are_aligned(linear, bytes_of_row(linear)) &&
+         rows_are_aligned(linear, bytes_of_row(linear)) && outputs_are_eights &&
          !(floating && (x_bits % 16 != 0 || linear.x_stride < linear.k));
 }
 
@@ -179,7 +182,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
   const auto consider_turns = [&](int columns, int last_columns) {
     const int64_t tiles = row_tiles(linear, 256).count * hopper_token_tiles(linear, 1, columns);
     // A block of hopper.cu with one tile of int8 activations ends sooner.
-    const bool turns = floating || columns < 128 || last_columns > 0 || tiles > device.multiprocessors;
+    const bool turns = floating || last_columns > 0 || tiles > device.multiprocessors;
     const HopperTile tile = {columns, 2, 1, turns, last_columns};
     const int64_t cost = turns_cost(linear, chunks, floating, tile, device);
     if (cost < best_cost) best = tile, best_cost = cost;

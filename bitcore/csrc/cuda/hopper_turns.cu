@@ -19,9 +19,8 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr Format kFormat = Format::k2Bit;
-constexpr int kHelpers = 128;                              // threads beside those of the products
-constexpr int kRegisters = 240, kRegistersOfHelpers = 24;  // all that the launch got
-constexpr int kMostSlices = 4;                             // of a tile's outputs
+constexpr int kRegisters = 240;  // of a thread of the products: all that the launch got
+constexpr int kMostSlices = 4;   // of a tile's outputs
 constexpr int kWeights = kThreads / 32 * kAhead * static_cast<int>(kWeightStage);
 
 // A warpgroup. Tiles take turns with two sets of factors: a warp may be ahead of the others' outputs.
@@ -143,17 +142,9 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
   wait_for_copies<0>();
 }
 
-// Between the warp that initializes the barriers of a block and the others, which use them.
-__device__ __forceinline__ void announce_barriers() {
-  asm volatile("barrier.cta.arrive 0, %0;" ::"n"(kThreads + kHelpers) : "memory");
-}
-__device__ __forceinline__ void wait_for_barriers() {
-  asm volatile("barrier.cta.sync 0, %0;" ::"n"(kThreads + kHelpers) : "memory");
-}
-
 // Outputs are of two bytes.
 template <typename Shape>
-__global__ void __launch_bounds__(kThreads + kHelpers, 1) hopper_turns_kernel(const __grid_constant__ Turns a) {
+__global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_constant__ Turns a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kBarriersOfGroup = kMostSlices + 1;
   extern __shared__ __align__(1024) int8_t shared[];  // activations, weights, outputs
@@ -186,11 +177,11 @@ __global__ void __launch_bounds__(kThreads + kHelpers, 1) hopper_turns_kernel(co
         publish_barriers();
       }
       __syncwarp();
-      announce_barriers();
+      announce<kInitialized, kBlock>();
       if (threadIdx.x == kThreads) fetch_activations<Shape>(a, ring);
     } else {
-      wait_for_barriers();
-      if (group >= 0) write_outputs<Shape>(a, ring, group, outputs);
+      synchronize<kInitialized, kBlock>();
+      if (group >= 0 && threadIdx.x % 32 == 0) write_outputs<Shape>(a, ring, group, outputs);
     }
   } else {
     increase_registers<kRegisters>();
@@ -199,7 +190,7 @@ __global__ void __launch_bounds__(kThreads + kHelpers, 1) hopper_turns_kernel(co
     WeightCopies<!Shape::kInt8> copies(a, first, weights + warp * kAhead * kWeightStage + place_in_stage<true>());
 #pragma unroll 1
     for (int i = 0; i < kAhead; ++i) copies.copy();
-    wait_for_barriers();
+    synchronize<kInitialized, kBlock>();
     wait_for_previous_kernel();
     let_next_kernel_start();
     multiply<Shape>(a, ring, copies, group, outputs, factors[group]);
@@ -220,8 +211,7 @@ cudaError_t map_all(Turns* a) {
   }
   for (int i = 0; i < linear.weight_count && error == cudaSuccess; ++i) {
     const Weight& weight = linear.weights[i];
-    if (has_whole_eights(weight))
-      error = map_boxes(weight.y, linear.dtype, linear.m, weight.n, weight.n, kBoxTokens, &a->y[i]);
+    error = map_boxes(weight.y, linear.dtype, linear.m, weight.n, weight.n, kBoxTokens, &a->y[i]);
   }
   return error;
 }
@@ -243,8 +233,8 @@ cudaError_t launch_shape(Turns a, const Device& device, void* stream) {
   if (error != cudaSuccess) return error;
   a.stages = std::min((device.shared_memory - kRest - kStatic) / kStage, kMostStages);
   const dim3 grid(static_cast<unsigned>(std::min(a.all_tiles, device.multiprocessors)));
-  return launch(hopper_turns_kernel<Shape>, grid, kThreads + kHelpers, static_cast<size_t>(a.stages * kStage + kRest),
-                stream, true, 1, a);
+  return launch(hopper_turns_kernel<Shape>, grid, kBlock, static_cast<size_t>(a.stages * kStage + kRest), stream, true,
+                1, a);
 }
 
 template <typename Value>

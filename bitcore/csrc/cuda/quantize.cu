@@ -16,8 +16,8 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int64_t kManyTokens = 512;
 
-// Few weights are brought to L2 by the blocks that quantize few tokens, while the kernel in front still runs.
-constexpr int64_t kMostPrefetching = 32, kMostPrefetched = 5 << 20;
+// Bytes of weights that the blocks that quantize bring to L2, while the kernel in front still runs.
+constexpr int64_t kMostPrefetched = 5 << 20;
 constexpr unsigned kPrefetchingBlocks = 128;
 
 __global__ void __launch_bounds__(kThreads)
@@ -248,7 +248,7 @@ NextWeights next_weights(const Linear& linear) {
   NextWeights next = {};
   int64_t bytes = 0;
   for (int i = 0; i < linear.weight_count; ++i) bytes += linear.weights[i].n * bytes_of_row(linear);
-  if (linear.m > kMostPrefetching || bytes > kMostPrefetched) return next;
+  if (bytes > kMostPrefetched) return next;
   for (int i = 0; i < linear.weight_count; ++i) {
     next.packed[i] = linear.weights[i].packed;
     next.bytes[i] = static_cast<uint32_t>(linear.weights[i].n * bytes_of_row(linear));
@@ -275,8 +275,12 @@ bool launch_even(const Linear& linear, const Quantized& out, const Device& devic
                     static_cast<int>(linear.k), linear.x_stride, out, next);
     return true;
   };
-  if (linear.m >= kManyTokens) {
-    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, share_of(device, kManyResident)) ||
+  const bool many = linear.m >= kManyTokens;
+  const int many_share = share_of(device, kManyResident);
+  // No lane of these goes without where K is 2,560.
+  if (try_block(quantize_even_kernel<kFormat, kDigits, 160, 1>, 160, 1, many ? many_share : few_share)) return true;
+  if (many) {
+    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, many_share) ||
         try_block(quantize_even_kernel<kFormat, kDigits, 256, 2>, 256, 2, 0))
       return true;
   } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1, few_share) ||

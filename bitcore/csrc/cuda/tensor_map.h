@@ -41,4 +41,22 @@ inline cudaError_t map_boxes(void* matrix, Dtype dtype, int64_t rows, int64_t co
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+// Of the packed weights of a call: boxes of `box_rows` rows and 64 bytes.
+inline cudaError_t map_packed(const Linear& linear, int64_t row_bytes, int box_rows, CUtensorMap (&maps)[kMaxWeights]) {
+  const auto encode = tensor_map_encoder();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  for (int i = 0; i < linear.weight_count; ++i) {
+    const Weight& weight = linear.weights[i];
+    const cuuint64_t sizes[] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(weight.n)};
+    const cuuint64_t strides[] = {static_cast<cuuint64_t>(row_bytes)};
+    const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+    const CUresult result =
+        encode(&maps[i], CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<uint8_t*>(weight.packed), sizes, strides, box,
+               steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) return cudaErrorInvalidValue;
+  }
+  return cudaSuccess;
+}
+
 }  // namespace bitlab::cuda

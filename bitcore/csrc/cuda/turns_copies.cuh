@@ -40,43 +40,27 @@ __device__ __forceinline__ void fetch_activations(const Turns& a, const Ring& ri
   });
 }
 
-// A warp, for warpgroup `group`, whose outputs lie at `outputs`: boxes of columns by one thread; where a tensor map
-// does not take y, two bytes at a time by all lanes.
+// One thread, for warpgroup `group`, whose outputs lie at `outputs`.
 template <typename Shape>
 __device__ __forceinline__ void write_outputs(const Turns& a, const Ring& ring, int group, uint32_t outputs) {
-  constexpr int kVectors = kRowsOfGroup / 8, kAtOnce = 32 / kVectors;  // of 16 bytes in a column; columns
-  const int lane = threadIdx.x % 32, vector = lane % kVectors;
   int phase = 0;
   for_each_tile<Shape>(a, [&](int tile, auto tile_columns) {
     constexpr int kTile = decltype(tile_columns)::value;
     const Place place = place_of(a, tile);
     int64_t first_row;
     const Weight& weight = weight_of(a, place, &first_row);
-    first_row += group * kRowsOfGroup;
-    const int token = place.token_tile * kTile;
+    const int row = static_cast<int>(first_row) + group * kRowsOfGroup, token = place.token_tile * kTile;
 #pragma unroll 1
     for (int column = 0; column < kTile; column += kBoxTokens) {
       if (column % kSlice<kTile> == 0) wait(ring.staged + column / kSlice<kTile> * 8, phase);
-      if (has_whole_eights(weight)) {
-        if (lane == 0)
 #pragma unroll
-          for (int j = 0; j < kRowTiles; ++j)
-            write_box(&a.y[&weight - a.linear.weights], token + column, static_cast<int>(first_row) + j * 64,
-                      outputs + (j * kTile + column) * kColumnBytes);
-      } else {
-        const int64_t n = first_row + vector * 8;
-        const int64_t columns = n < weight.n ? min(a.linear.m - token, int64_t{column} + kBoxTokens) : 0;
-#pragma unroll 1
-        for (int i = column + lane / kVectors; i < columns; i += kAtOnce)
-          write_eight(static_cast<uint16_t*>(weight.y) + (token + i) * weight.n + n,
-                      load_shared_words(outputs + vector / 8 * kTile * kColumnBytes + place_of_eight(i, vector % 8)),
-                      false, weight.n - n);
-      }
+      for (int j = 0; j < kRowTiles; ++j)
+        write_box(&a.y[&weight - a.linear.weights], token + column, row + j * 64,
+                  outputs + (j * kTile + column) * kColumnBytes);
     }
     phase ^= 1;
-    if (lane == 0) wait_for_box_reads();
-    __syncwarp();
-    if (lane == 0) arrive(ring.written);
+    wait_for_box_reads();
+    arrive(ring.written);
   });
 }
 

@@ -1,0 +1,55 @@
+// What the warpgroup beside those of the products does in hopper.cu:
+//
+//     warp 0      activations, into a ring as far ahead as there is room
+//     warp 1      weights, where they come by boxes
+//     warps 2, 3  factors of the outputs
+#pragma once
+
+#include "hopper_outputs.cuh"
+
+namespace bitlab::cuda {
+namespace {
+
+constexpr int kFetchers = 64;                                                            // threads
+constexpr int kForInitialized = kThreads + kFetchers, kForFactors = kBlock - kFetchers;  // threads at these barriers
+
+// `count` stages of `kBytes` from `from` on, into a ring of so many stages. One thread.
+template <uint32_t kBytes>
+__device__ __forceinline__ void fetch_activations(const int8_t* from, int count, uint32_t ring, int stages,
+                                                  uint32_t full, uint32_t empty) {
+  int stage = 0, phase = 1;
+#pragma unroll 1
+  for (; count > 0; --count, from += kBytes) {
+    wait(empty + 8 * stage, phase);
+    arrive_and_expect(full + 8 * stage, kBytes);
+    copy_bulk(ring + stage * kBytes, from, kBytes, full + 8 * stage);
+    if (++stage == stages) stage = 0, phase ^= 1;
+  }
+}
+
+// The factors of the rows from `first_row` on, and of the tokens from `first_token` on. Two warps.
+template <bool kInt8, int kRows, int kColumns>
+__device__ __forceinline__ void copy_factors(const Hopper& a, const Weight& weight, int64_t first_row,
+                                             int64_t first_token, Factors<kRows, kColumns>& factors) {
+  const Quantized& quantized = a.quantized;
+  const auto copy_all = [](auto* to, const auto* from, int64_t stride, int64_t count, int most) {
+    const int here = static_cast<int>(min(count, static_cast<int64_t>(most)));
+#pragma unroll 1
+    for (int i = threadIdx.x - kThreads - kFetchers; i < here; i += kBlock - kThreads - kFetchers)
+      copy_4_bytes(shared_address(to + i), from + i * stride);
+  };
+  copy_all(factors.row_scale, weight.scale + first_row * weight.scale_stride, weight.scale_stride, weight.n - first_row,
+           kRows);
+  wait_for_previous_kernel();
+  if constexpr (kInt8) {
+    const int64_t tokens = a.linear.m - first_token;
+    copy_all(factors.token_scale, quantized.scale + first_token, 1, tokens, quantized.tile_tokens);
+    copy_all(factors.column_sum, quantized.sum + first_token * quantized.digits, 1, tokens * quantized.digits,
+             quantized.tile_columns);
+  }
+  end_copies();
+  wait_for_copies<0>();
+}
+
+}  // namespace
+}  // namespace bitlab::cuda
