@@ -168,6 +168,7 @@ __global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_co
     decrease_registers<kRegistersOfHelpers>();
     if (warp == kThreads / 32) {
       if (threadIdx.x == kThreads) {
+        if (!Shape::kInt8) prefetch_map(&a.x);
         for (int i = 0; i < kMostStages; ++i) {
           init_barrier(ring.full + 8 * i, 1);
           init_barrier(ring.empty + 8 * i, kThreads / 32);
@@ -180,6 +181,8 @@ __global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_co
       announce<kInitialized, kBlock>();
       if (threadIdx.x == kThreads) fetch_activations<Shape>(a, ring);
     } else {
+      if (group == 0 && static_cast<int>(threadIdx.x % 32) < a.linear.weight_count)
+        prefetch_map(&a.y[threadIdx.x % 32]);
       synchronize<kInitialized, kBlock>();
       if (group >= 0 && threadIdx.x % 32 == 0) write_outputs<Shape>(a, ring, group, outputs);
     }

@@ -47,12 +47,14 @@ struct WeightBoxes {
 
   // The next chunk: 16 bytes of each row of this lane.
   __device__ __forceinline__ void read(Words<4> (&words)[kRows / 64]) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     wait(full + 8 * stage, phase);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < kRows / 64; ++i) {
-      const int row = warp / 4 * (kRows / 2) + warp % 4 * 16 + i / 2 * 64 + i % 2 * 8 + lane / 4;
-      words[i] = load_shared_words(stages + stage * kStageBytes + row * kChunkBytes + lane % 4 * 16);
+    for (int j = 0; j < kRows / 128; ++j) {
+      const int row = warp / 4 * (kRows / 2) + j * 64 + warp % 4 * 16 + lane / 4;
+      const uint32_t from = stages + stage * kStageBytes + row * kChunkBytes + threadIdx.x % 4 * 16;
+      words[2 * j] = load_shared_words(from);
+      words[2 * j + 1] = load_shared_words(from + 8 * kChunkBytes);
     }
     advance();
   }

@@ -169,6 +169,11 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* tensor_map, in
       : "memory");
 }
 
+// Asks for a tensor map ahead of its first use.
+__device__ __forceinline__ void prefetch_map(const void* tensor_map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
+}
+
 // The other way; of shared memory that publish_to_copies() was called behind. What lies outside of the matrix stays.
 __device__ __forceinline__ void write_box(const void* tensor_map, int row, int column, uint32_t from) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(tensor_map),
