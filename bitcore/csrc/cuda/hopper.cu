@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
   const int stages = a.stages, splits = kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
   const int first_chunk = split * a.split_chunks + min(split, a.longer_splits);
   const int count = a.split_chunks + (split < a.longer_splits);
-  if (kByBoxes && warp == kThreads / 32 + 1 && lane < linear.weight_count) prefetch_map(&a.packed[lane]);
+  if (kByBoxes && warp == kThreads / 32 + kForWeights && lane < linear.weight_count) prefetch_map(&a.packed[lane]);
   // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
   const int token_tile = static_cast<int>((kSharesK ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
   if (token_tile >= a.token_tiles) return;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
     }
     WeightBoxes<kRows> boxes(weight_stages, of_boxes);
     if (lane == 0) {
-      if (helper == 1) {
+      if (helper == kForWeights) {
         if (kByBoxes) boxes.init_barriers(kThreads / 32);
       } else {
 #pragma unroll
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
     __syncwarp();
     announce<kInitialized, kForInitialized>();
     if (lane > 0) return;
-    if (helper == 0) {
+    if (helper == kForActivations) {
       wait_for_previous_kernel();
       fetch_activations<kStage>(quantized.q + (token_tile * quantized.chunks + first_chunk) * kBatchesOfChunk * kStage,
                                 count * kBatchesOfChunk, ring, stages, full, empty);

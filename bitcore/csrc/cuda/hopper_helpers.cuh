@@ -5,12 +5,16 @@
 //     warps 2, 3  factors of the outputs
 #pragma once
 
-#include "hopper_outputs.cuh"
+#include "async_copy.cuh"
+#include "fragments.cuh"
+#include "hopper_block.cuh"
+#include "wgmma.cuh"
 
 namespace bitlab::cuda {
 namespace {
 
-constexpr int kFetchers = 64;                                                            // threads
+constexpr int kForActivations = 0, kForWeights = 1;                                      // warps of the helpers
+constexpr int kFetchers = 64;                                                            // threads of these two
 constexpr int kForInitialized = kThreads + kFetchers, kForFactors = kBlock - kFetchers;  // threads at these barriers
 
 // `count` stages of `kBytes` from `from` on, into a ring of so many stages. One thread.

@@ -67,7 +67,7 @@ struct HopperCosts {
   int64_t turns_together;             // of blocks that end together, since they started together
 };
 // Fits to measurements on an H200: of codes that are decoded in few instructions with 16 to 4,096 tokens, and of others
-// with 16 to 8,192.
+// with 16 to 8,192; chunk_64_columns of the former was lowered by what was measured of 64 to 2,048 tokens since.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
                                      .chunk_64_columns = 400,

@@ -1,0 +1,59 @@
+// What a block of hopper.cu or hopper_turns.cu is made of: two warpgroups that multiply, one that helps them, and the
+// barriers at which they meet.
+#pragma once
+
+#include <cuda.h>
+
+#include "hopper_tile.h"
+#include "rows.cuh"
+
+namespace bitlab::cuda {
+namespace {
+
+constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
+constexpr int kBlock = kThreads + 128, kRegistersOfHelpers = 24;  // a warpgroup helps those of the products
+constexpr int kMostStages = 10;
+constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
+
+struct Hopper {
+  CUtensorMap packed[kMaxWeights];  // where weights come by boxes
+  Linear linear;
+  Quantized quantized;
+  RowTiles tiles;
+  int row_bytes;
+  int stages;  // of activations
+  int token_tiles;
+  int splits, most_own;               // most eights of columns that a block gets the sums of
+  int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
+  uint32_t received_bytes;            // of shared memory, for sums of other blocks
+  uint32_t received_by[kMostSplits];  // bytes that each block of a cluster receives
+};
+
+// What a block's sums become outputs with.
+template <int kRows, int kColumns>
+struct Factors {
+  float row_scale[kRows];
+  float token_scale[kColumns];
+  int column_sum[kColumns];
+};
+
+// Named barriers, which some announce and others wait for: the barriers in shared memory are initialized; the factors
+// are there; all sums are.
+constexpr int kInitialized = 0, kFactorsThere = 3, kSumsThere = 4;
+
+template <int kBarrier, int kCount>
+__device__ __forceinline__ void announce() {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"n"(kBarrier), "n"(kCount) : "memory");
+}
+template <int kBarrier, int kCount>
+__device__ __forceinline__ void synchronize() {
+  asm volatile("barrier.cta.sync %0, %1;" ::"n"(kBarrier), "n"(kCount) : "memory");
+}
+
+// Waits for the threads of this warpgroup.
+__device__ __forceinline__ void synchronize_group(int group) {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+}
+
+}  // namespace
+}  // namespace bitlab::cuda
