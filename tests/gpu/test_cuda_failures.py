@@ -116,6 +116,7 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,  # ten times what it takes: a warp that waits for ever under a tool fails the test
     )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert result.returncode == 0, result.stdout[:3000] + result.stdout[-1000:] + result.stderr[-2000:]
     assert "all equal" in result.stdout

@@ -13,8 +13,10 @@ struct ChunkCopies {
   static constexpr int kRows = 64 * kRowTiles * kHopperGroups, kBytes = kHopperGroups * 4 * kAhead * kStage;
   const Weight& weight;
   int row_bytes, offset, end;  // bytes of a row: of the next copy, and behind the last
-  uint32_t first_stage, copy_stage, read_stage;
-  const uint8_t* rows[2 * kRowTiles];
+  uint32_t first_stage;
+  int stage = 0;                        // of the chunk that is read next, and copied to when that one has left
+  const uint8_t* row;                   // this lane's first
+  uint32_t rows_behind[2 * kRowTiles];  // from there to each of them, in bytes
 
   // Of chunks [first_chunk, end_chunk).
   __device__ __forceinline__ ChunkCopies(const Weight& weight, int64_t first_row, int row_bytes, int first_chunk,
@@ -23,13 +25,14 @@ struct ChunkCopies {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     end = kept(kAligned ? min(end_chunk * kChunkBytes, row_bytes) : end_chunk * kChunkBytes);
     first_stage = kept(stages + warp * kAhead * kStage + place_in_stage<kAligned>());
-    copy_stage = read_stage = first_stage;
     const uint8_t* first = weight.packed + first_row * row_bytes;
     const int last_row = static_cast<int>(min(weight.n - first_row, static_cast<int64_t>(kRows))) - 1;
 #pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) {
-      const int row = warp / 4 * 64 * kRowTiles + warp % 4 * 16 + i / 2 * 64 + i % 2 * 8 + lane / 4;
-      rows[i] = kept(first + static_cast<int64_t>(min(row, last_row)) * row_bytes);
+      const int of_tile = warp / 4 * 64 * kRowTiles + warp % 4 * 16 + i / 2 * 64 + i % 2 * 8 + lane / 4;
+      const uint8_t* begin = first + static_cast<int64_t>(min(of_tile, last_row)) * row_bytes;
+      if (i == 0) row = kept(begin);
+      rows_behind[i] = i == 0 ? 0 : kept(static_cast<uint32_t>(begin - row));
     }
 #pragma unroll 1
     for (int i = 0; i < kAhead; ++i) copy();
@@ -42,8 +45,8 @@ struct ChunkCopies {
     return value;
   }
 
-  __device__ __forceinline__ uint32_t next(uint32_t stage) const {
-    return stage == first_stage + (kAhead - 1) * kStage ? first_stage : stage + kStage;
+  __device__ __forceinline__ uint32_t place(int j) const {
+    return first_stage + stage * kStage + j * 8 * kRowStage<kAligned>;
   }
 
   __device__ __forceinline__ void copy() {
@@ -51,10 +54,10 @@ struct ChunkCopies {
     if (offset < end)
 #pragma unroll
       for (int j = 0; j < 2 * kRowTiles; ++j)
-        copy_share<kAligned>(weight, row_bytes, rows[j], offset, copy_stage + j * 8 * kRowStage<kAligned>);
+        copy_share<kAligned>(weight, row_bytes, row + rows_behind[j], offset, place(j));
     end_copies();
     offset += kChunkBytes;
-    copy_stage = next(copy_stage);
+    stage = stage + 1 == kAhead ? 0 : stage + 1;
   }
 
   // The next chunk: 16 bytes of each row of this lane.
@@ -63,12 +66,11 @@ struct ChunkCopies {
     if constexpr (!kAligned) __syncwarp();
 #pragma unroll
     for (int j = 0; j < 2 * kRowTiles; ++j)
-      words[j] = staged_words<kAligned>(read_stage + j * 8 * kRowStage<kAligned>, shift_of_row<kAligned>(rows[j]));
-    read_stage = next(read_stage);
+      words[j] = staged_words<kAligned>(place(j), shift_of_row<kAligned>(row + rows_behind[j]));
   }
 
-  // The last chunk's words have become codes: another one takes its stage.
-  __device__ __forceinline__ void leave_last() { copy(); }
+  // That chunk's words have become codes: another one takes its stage.
+  __device__ __forceinline__ void leave() { copy(); }
 };
 
 }  // namespace bitlab::cuda

@@ -1,6 +1,6 @@
 // Many columns on Hopper: its asynchronous tensor-core products (wgmma) run while the weights of the next are decoded.
 //
-//     block   two warpgroups of 64 * kRowTiles rows each, times kColumns columns; a third one brings what they need
+//     block   two warpgroups of 64 * kRowTiles rows each, times kColumns columns; more warps bring what they need
 //     left    packed weights -> shared memory (chunk_copies.cuh, weight_boxes.cuh) -> registers: a shift and a mask for
 //             four codes
 //     right   int8 activations of a chunk, in a ring of shared memory filled by bulk copies: the workspace has the very
@@ -47,9 +47,10 @@ template <Format kFormat, int kColumns, int kRowTiles, typename Value>
 constexpr uint32_t kStageBytes =
     Chunk<kFormat>::kHalfSteps * kColumns * 16 * sizeof(Value) / kBatches<kFormat, kColumns, kRowTiles, Value>;
 
-// Of a thread of the products: all that the launch got.
+// Threads beside those of the products: a warpgroup, which gives most of its registers to them; where two blocks share
+// a multiprocessor, as few as can be, which leaves the products enough.
 template <int kColumns, int kRowTiles>
-constexpr int kRegisters = hopper_resident(kColumns, kRowTiles) == 1 ? 240 : 104;
+constexpr int kHelpers = hopper_resident(kColumns, kRowTiles) == 1 ? 128 : 64;
 
 // Of columns of sums in shared memory: without bank conflicts.
 template <int kRows>
@@ -58,7 +59,7 @@ constexpr int kSumStride = kRows + 4;
 // Value: int8_t, or what x is where activations stay in floating point; then ternary weights. Blocks share K where the
 // activations are int8 and kRowTiles is 1: the sums of more rows would take longer than the products that they save.
 template <Format kFormat, int kColumns, int kRowTiles, bool kAligned, typename Value>
-__global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
+__global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopper_resident(kColumns, kRowTiles))
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = Chunk<kFormat>;
@@ -67,7 +68,9 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
   using Sum = std::conditional_t<kInt8, int, float>;
   constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
   constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRowTiles, Value>;
-  constexpr bool kByBoxes = kBoxes<kRowTiles, kAligned>;
+  constexpr bool kByBoxes = kBoxes<kRowTiles, kAligned>, kMovesRegisters = kHelpers<kColumns, kRowTiles> == 128;
+  constexpr int kFetchers = kByBoxes ? 64 : 32, kForInitialized = kThreads + kFetchers,
+                kForFactors = kThreads + kHelpers<kColumns, kRowTiles> - kFetchers;  // threads at these barriers
   extern __shared__ __align__(1024) int8_t shared[];  // received sums, activations, weights; in the end sums or outputs
   __shared__ __align__(8) uint64_t barriers[2 * kMostStages + 1 + WeightBoxes<kRows>::kBarriers];
   __shared__ __align__(16) Factors<kRows, kColumns> factors;
@@ -78,12 +81,11 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
   const int stages = a.stages, splits = kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
   const int first_chunk = split * a.split_chunks + min(split, a.longer_splits);
   const int count = a.split_chunks + (split < a.longer_splits);
-  if (kByBoxes && warp == kThreads / 32 + kForWeights && lane < linear.weight_count) prefetch_map(&a.packed[lane]);
   // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
   const int token_tile = static_cast<int>((kSharesK ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
   if (token_tile >= a.token_tiles) return;
-  const int64_t first_token = static_cast<int64_t>(token_tile) * quantized.tile_tokens;
-  int64_t first_row;
+  const int first_token = token_tile * quantized.tile_tokens;
+  int first_row;
   const int weight_index = weight_of_tile(linear, a.tiles, static_cast<int>(blockIdx.y), kRows, &first_row);
   const Weight& weight = linear.weights[weight_index];
   const uint32_t ring = in_register(shared_address(shared) + a.received_bytes),
@@ -92,17 +94,17 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
       quantized.digits, splits, split, a.most_own, shared_address(shared), empty + 8 * kMostStages};
   const uint32_t weight_stages = ring + stages * kStage, of_boxes = empty + 8 * (kMostStages + 1);
   if (warp >= kThreads / 32) {
-    decrease_registers<kRegistersOfHelpers>();
-    const int helper = warp - kThreads / 32;
-    if (helper >= kFetchers / 32) {
-      copy_factors<kInt8>(a, weight, first_row, first_token, factors);
+    if constexpr (kMovesRegisters) decrease_registers<kRegistersOfHelpers>();
+    if (warp >= (kThreads + kFetchers) / 32) {
+      copy_factors<kInt8, kThreads + kFetchers>(a, weight, first_row, first_token, factors);
       announce<kFactorsThere, kForFactors>();
       return;
     }
+    const bool for_weights = kByBoxes && warp > kThreads / 32;
     WeightBoxes<kRows> boxes(weight_stages, of_boxes);
     if (lane == 0) {
-      if (helper == kForWeights) {
-        if (kByBoxes) boxes.init_barriers(kThreads / 32);
+      if (for_weights) {
+        boxes.init_barriers(kThreads / 32);
       } else {
 #pragma unroll
         for (int i = 0; i < kMostStages; ++i) {
@@ -119,19 +121,19 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
     __syncwarp();
     announce<kInitialized, kForInitialized>();
     if (lane > 0) return;
-    if (helper == kForActivations) {
+    if (for_weights) {
+#pragma unroll 1
+      for (int i = first_chunk; i < first_chunk + count; ++i)
+        boxes.fetch(&a.packed[weight_index], first_row, i * kChunkBytes);
+    } else {
       wait_for_previous_kernel();
       fetch_activations<kStage>(quantized.q + (token_tile * quantized.chunks + first_chunk) * kBatchesOfChunk * kStage,
                                 count * kBatchesOfChunk, ring, stages, full, empty);
-    } else if (kByBoxes) {
-#pragma unroll 1
-      for (int i = first_chunk; i < first_chunk + count; ++i)
-        boxes.fetch(&a.packed[weight_index], static_cast<int>(first_row), i * kChunkBytes);
     }
     return;
   }
 
-  increase_registers<kRegisters<kColumns, kRowTiles>>();
+  if constexpr (kMovesRegisters) increase_registers<kRegistersOfProducts>();
   auto weights = [&] {
     if constexpr (kByBoxes) {
       return WeightBoxes<kRows>(weight_stages, of_boxes);
@@ -151,6 +153,7 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
   uint32_t left[kOverlaps<kColumns, kRowTiles> ? 2 : 1][kSteps][kRowTiles][4];
   int stage = 0, phase = 0, last_stage = 0;
   Words<4> words[2 * kRowTiles];
+  const uint32_t columns = columns_at(ring);
   weights.read(words);
   for (int i = 0; i < count; ++i) {
 #pragma unroll
@@ -158,9 +161,9 @@ __global__ void __launch_bounds__(kBlock, hopper_resident(kColumns, kRowTiles))
       auto& codes_of = left[kOverlaps<kColumns, kRowTiles> ? batch % 2 : 0];
       decode_batch<kFormat, Value, kBatchWords>(words, batch * kBatchWords, codes_of);
       wait(full + 8 * stage, phase);
-      multiply_batch<kFormat, Value, kColumns>(sums, codes_of, ring + stage * kStage);
+      multiply_batch<kFormat, Value, kColumns>(sums, codes_of, columns + stage * (kStage / 16));
       if (batch + 1 == kBatchesOfChunk) {  // all words have become codes
-        weights.leave_last();
+        weights.leave();
         if (i + 1 < count) weights.read(words);
       }
       wait_for_products<kOverlaps<kColumns, kRowTiles> ? 1 : 0>();
@@ -254,8 +257,8 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
-  return launch(hopper_kernel<kFormat, kColumns, kRowTiles, kAligned, Value>, grid, kBlock, static_cast<size_t>(shared),
-                stream, true, splits, a);
+  return launch(hopper_kernel<kFormat, kColumns, kRowTiles, kAligned, Value>, grid,
+                kThreads + kHelpers<kColumns, kRowTiles>, static_cast<size_t>(shared), stream, true, splits, a);
 }
 
 template <Format kFormat, int kColumns, int kRowTiles, typename Value = int8_t>

@@ -1,4 +1,4 @@
-// What a block of hopper.cu or hopper_turns.cu is made of: two warpgroups that multiply, one that helps them, and the
+// What a block of hopper.cu or hopper_turns.cu is made of: two warpgroups that multiply, warps that help them, and the
 // barriers at which they meet.
 #pragma once
 
@@ -11,7 +11,8 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
-constexpr int kBlock = kThreads + 128, kRegistersOfHelpers = 24;  // a warpgroup helps those of the products
+// Where a warpgroup helps those of the products: threads of the block, and registers of each.
+constexpr int kBlock = kThreads + 128, kRegistersOfHelpers = 24, kRegistersOfProducts = 240;
 constexpr int kMostStages = 10;
 constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
 

@@ -1,8 +1,8 @@
-// What the warpgroup beside those of the products does in hopper.cu:
+// What the warps beside those of the products do in hopper.cu:
 //
-//     warp 0      activations, into a ring as far ahead as there is room
-//     warp 1      weights, where they come by boxes
-//     warps 2, 3  factors of the outputs
+//     the first     activations, into a ring as far ahead as there is room
+//     the second    weights, where they come by boxes
+//     one or more   factors of the outputs
 #pragma once
 
 #include "async_copy.cuh"
@@ -12,10 +12,6 @@
 
 namespace bitlab::cuda {
 namespace {
-
-constexpr int kForActivations = 0, kForWeights = 1;                                      // warps of the helpers
-constexpr int kFetchers = 64;                                                            // threads of these two
-constexpr int kForInitialized = kThreads + kFetchers, kForFactors = kBlock - kFetchers;  // threads at these barriers
 
 // `count` stages of `kBytes` from `from` on, into a ring of so many stages. One thread.
 template <uint32_t kBytes>
@@ -31,15 +27,16 @@ __device__ __forceinline__ void fetch_activations(const int8_t* from, int count,
   }
 }
 
-// The factors of the rows from `first_row` on, and of the tokens from `first_token` on. Two warps.
-template <bool kInt8, int kRows, int kColumns>
+// The factors of the rows from `first_row` on, and of the tokens from `first_token` on. The block's threads from
+// kFirst on.
+template <bool kInt8, int kFirst, int kRows, int kColumns>
 __device__ __forceinline__ void copy_factors(const Hopper& a, const Weight& weight, int64_t first_row,
                                              int64_t first_token, Factors<kRows, kColumns>& factors) {
   const Quantized& quantized = a.quantized;
   const auto copy_all = [](auto* to, const auto* from, int64_t stride, int64_t count, int most) {
     const int here = static_cast<int>(min(count, static_cast<int64_t>(most)));
 #pragma unroll 1
-    for (int i = threadIdx.x - kThreads - kFetchers; i < here; i += kBlock - kThreads - kFetchers)
+    for (int i = threadIdx.x - kFirst; i < here; i += blockDim.x - kFirst)
       copy_4_bytes(shared_address(to + i), from + i * stride);
   };
   copy_all(factors.row_scale, weight.scale + first_row * weight.scale_stride, weight.scale_stride, weight.n - first_row,

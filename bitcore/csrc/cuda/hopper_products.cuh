@@ -53,24 +53,24 @@ __device__ __forceinline__ void decode_in_order(uint32_t row, uint32_t row8, uin
   settle(left);
 }
 
-// Where the activations of a step begin in a stage of them.
+// The activations of a step, of a stage of them at `columns` (columns_at).
 template <Format kFormat, int kColumns>
-__device__ __forceinline__ uint64_t columns_of_step(uint32_t stage, int step) {
+__device__ __forceinline__ uint64_t columns_of_step(uint32_t columns, int step) {
   constexpr int kSwizzle = hopper_swizzle(kFormat), kRowSteps = (1 << kSwizzle) / 2;
   // 32 bytes further on, or eight times kColumns rows.
-  return columns_descriptor<kSwizzle>(stage) + step / kRowSteps * (kColumns << kSwizzle) + step % kRowSteps * 2;
+  return columns_descriptor<kSwizzle>(columns) + step / kRowSteps * (kColumns << kSwizzle) + step % kRowSteps * 2;
 }
 
-// Starts the products of a batch with a stage of activations.
+// Starts the products of a batch with a stage of activations at `columns` (columns_at).
 template <Format kFormat, typename Value, int kColumns, int kSteps, int kRowTiles, typename Sum>
 __device__ __forceinline__ void multiply_batch(Sum (&sums)[kRowTiles][kColumns / 2],
-                                               const uint32_t (&left)[kSteps][kRowTiles][4], uint32_t stage) {
+                                               const uint32_t (&left)[kSteps][kRowTiles][4], uint32_t columns) {
   begin_products();
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j)
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
-      multiply_async<Value, kColumns>(sums[j], left[step][j], columns_of_step<kFormat, kColumns>(stage, step));
+      multiply_async<Value, kColumns>(sums[j], left[step][j], columns_of_step<kFormat, kColumns>(columns, step));
   end_products();
 }
 

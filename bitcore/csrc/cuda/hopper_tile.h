@@ -60,19 +60,20 @@ inline int64_t hopper_blocks_at_once(const Device& device, int splits, int resid
 // What a tile costs beside its products, in about cycles.
 struct HopperCosts {
   int64_t chunk_256_rows, chunk_128_columns, chunk_64_columns, chunk_32_columns;
-  int64_t least_alone, least_shared;  // a chunk of 128 rows and fewer columns waits for its own products
-  int64_t block, block_size;          // the ends of a block: beside, and for each 128 x 1 outputs
-  int64_t split, split_size;          // the same where blocks share K
-  int64_t shared_tenths;              // times as much for blocks that share a multiprocessor
-  int64_t turns_together;             // of blocks that end together, since they started together
+  int64_t least_64_alone, least_32_alone, least_shared;  // a chunk of 128 rows and fewer columns waits for its products
+  int64_t block, block_size;                             // the ends of a block: beside, and for each 128 x 1 outputs
+  int64_t split, split_size;                             // the same where blocks share K
+  int64_t shared_tenths;                                 // times as much for blocks that share a multiprocessor
+  int64_t turns_together;                                // of blocks that end together, since they started together
 };
 // Fits to measurements on an H200: of codes that are decoded in few instructions with 16 to 4,096 tokens, and of others
-// with 16 to 8,192; chunk_64_columns of the former was lowered by what was measured of 64 to 2,048 tokens since.
+// with 16 to 8,192; chunk_64_columns and least_32_alone of the former were lowered by what was measured since.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
                                      .chunk_64_columns = 400,
                                      .chunk_32_columns = 700,
-                                     .least_alone = 1240,
+                                     .least_64_alone = 1240,
+                                     .least_32_alone = 1000,
                                      .least_shared = 0,
                                      .block = 4700,
                                      .block_size = 1,
@@ -84,7 +85,8 @@ constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
                                      .chunk_128_columns = 450,
                                      .chunk_64_columns = 350,
                                      .chunk_32_columns = 350,
-                                     .least_alone = 1000,
+                                     .least_64_alone = 1000,
+                                     .least_32_alone = 1000,
                                      .least_shared = 1000,
                                      .block = 1500,
                                      .block_size = 30,
@@ -110,8 +112,8 @@ inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool f
                          : tile.columns == 64  ? costs.chunk_64_columns
                                                : costs.chunk_32_columns;
   int64_t chunk = (products + beside) * (alone ? 1 : resident);
-  if (tile.columns < 128 && tile.row_tiles == 1)
-    chunk = std::max(chunk, alone ? costs.least_alone : costs.least_shared);
+  const int64_t least_alone = tile.columns == 64 ? costs.least_64_alone : costs.least_32_alone;
+  if (tile.columns < 128 && tile.row_tiles == 1) chunk = std::max(chunk, alone ? least_alone : costs.least_shared);
   const int64_t ends =
       (costs.block + costs.block_size * size + (tile.splits > 1 ? costs.split + costs.split_size * size : 0)) *
       (alone ? 10 : costs.shared_tenths) / 10;

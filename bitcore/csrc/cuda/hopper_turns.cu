@@ -19,8 +19,7 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr Format kFormat = Format::k2Bit;
-constexpr int kRegisters = 240;  // of a thread of the products: all that the launch got
-constexpr int kMostSlices = 4;   // of a tile's outputs
+constexpr int kMostSlices = 4;  // of a tile's outputs
 constexpr int kWeights = kThreads / 32 * kAhead * static_cast<int>(kWeightStage);
 
 // A warpgroup. Tiles take turns with two sets of factors: a warp may be ahead of the others' outputs.
@@ -70,7 +69,7 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
     for (int i = 0; i < a.chunks; ++i) {
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
-        const uint32_t activations = ring.activations + stage * Shape::kStage;
+        const uint32_t activations = columns_at(ring.activations + stage * Shape::kStage);
         if constexpr (kInt8) {
           auto& codes_of = left[batch % 2];
           decode_batch<kFormat, Value, kWords>(words, batch * kWords, codes_of);
@@ -168,7 +167,6 @@ __global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_co
     decrease_registers<kRegistersOfHelpers>();
     if (warp == kThreads / 32) {
       if (threadIdx.x == kThreads) {
-        if (!Shape::kInt8) prefetch_map(&a.x);
         for (int i = 0; i < kMostStages; ++i) {
           init_barrier(ring.full + 8 * i, 1);
           init_barrier(ring.empty + 8 * i, kThreads / 32);
@@ -181,13 +179,11 @@ __global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_co
       announce<kInitialized, kBlock>();
       if (threadIdx.x == kThreads) fetch_activations<Shape>(a, ring);
     } else {
-      if (group == 0 && static_cast<int>(threadIdx.x % 32) < a.linear.weight_count)
-        prefetch_map(&a.y[threadIdx.x % 32]);
       synchronize<kInitialized, kBlock>();
       if (group >= 0 && threadIdx.x % 32 == 0) write_outputs<Shape>(a, ring, group, outputs);
     }
   } else {
-    increase_registers<kRegisters>();
+    increase_registers<kRegistersOfProducts>();
     // What runs before may have written the weights, where no kernel of ours stands between.
     if constexpr (!Shape::kInt8) wait_for_previous_kernel();
     WeightCopies<!Shape::kInt8> copies(a, first, weights + warp * kAhead * kWeightStage + place_in_stage<true>());

@@ -23,11 +23,12 @@ inline RowTiles row_tiles(const Linear& linear, int64_t rows) {
 
 #ifdef __CUDACC__
 // The weight that `tile` belongs to; `row` becomes its first row.
+template <typename Row>
 __device__ __forceinline__ int weight_of_tile(const Linear& linear, const RowTiles& tiles, int tile, int rows,
-                                              int64_t* row) {
+                                              Row* row) {
   int index = 0;
   while (!tiles.even && index + 1 < linear.weight_count && tile >= tiles.first[index + 1]) ++index;
-  *row = static_cast<int64_t>(tile - tiles.first[index]) * rows;
+  *row = static_cast<Row>(tile - tiles.first[index]) * rows;
   return index;
 }
 #endif

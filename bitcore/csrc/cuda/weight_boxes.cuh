@@ -17,7 +17,7 @@ struct WeightBoxes {
   static constexpr int kStageBytes = kRows * kChunkBytes, kBytes = kBoxStages * kStageBytes;
   static constexpr int kBarriers = 2 * kBoxStages;
   uint32_t stages, full;
-  int stage = 0, phase = 0, last_stage = 0;
+  int stage = 0, phase = 0;
 
   __device__ __forceinline__ WeightBoxes(uint32_t stages, uint32_t barriers) : stages(stages), full(barriers) {}
 
@@ -33,7 +33,6 @@ struct WeightBoxes {
   }
 
   __device__ __forceinline__ void advance() {
-    last_stage = stage;
     if (++stage == kBoxStages) stage = 0, phase ^= 1;
   }
 
@@ -47,21 +46,19 @@ struct WeightBoxes {
 
   // The next chunk: 16 bytes of each row of this lane.
   __device__ __forceinline__ void read(Words<4> (&words)[kRows / 64]) {
-    wait(full + 8 * stage, phase);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    wait(full + 8 * stage, phase);
 #pragma unroll
-    for (int j = 0; j < kRows / 128; ++j) {
-      const int row = warp / 4 * (kRows / 2) + j * 64 + warp % 4 * 16 + lane / 4;
-      const uint32_t from = stages + stage * kStageBytes + row * kChunkBytes + threadIdx.x % 4 * 16;
-      words[2 * j] = load_shared_words(from);
-      words[2 * j + 1] = load_shared_words(from + 8 * kChunkBytes);
+    for (int i = 0; i < kRows / 64; ++i) {
+      const int row = warp / 4 * (kRows / 2) + warp % 4 * 16 + i / 2 * 64 + i % 2 * 8 + lane / 4;
+      words[i] = load_shared_words(stages + stage * kStageBytes + row * kChunkBytes + lane % 4 * 16);
     }
-    advance();
   }
 
-  // The last chunk's words have become codes: another one takes its stage.
-  __device__ __forceinline__ void leave_last() const {
-    if (threadIdx.x % 32 == 0) arrive(empty(last_stage));
+  // That chunk's words have become codes: another one takes its stage.
+  __device__ __forceinline__ void leave() {
+    if (threadIdx.x % 32 == 0) arrive(empty(stage));
+    advance();
   }
 };
 

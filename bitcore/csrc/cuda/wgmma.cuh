@@ -27,11 +27,13 @@ __device__ __forceinline__ void wait_for_products() {
 }
 
 // Columns in shared memory, swizzled (place_of in quantized.h): rows of 16 << kSwizzle bytes of K, eight of them
-// together. The start of a matrix, 32 bytes of K wide, may lie inside of the rows.
+// together. The start of a matrix, 32 bytes of K wide, may lie inside of the rows. What says where they are is 1 more
+// for each 16 bytes.
+__device__ __forceinline__ uint32_t columns_at(uint32_t address) { return address >> 4 | 1 << 16; }
 template <int kSwizzle>
-__device__ __forceinline__ uint64_t columns_descriptor(uint32_t address) {
+__device__ __forceinline__ uint64_t columns_descriptor(uint32_t columns) {
   const uint64_t mode = 4 - kSwizzle, eight_rows = 128 << kSwizzle;
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | uint64_t{1} << 16 | eight_rows >> 4 << 32 | mode << 62;
+  return columns | eight_rows >> 4 << 32 | mode << 62;
 }
 
 // sums [64 rows, kColumns] += codes u8 [64, 32] * activations s8 [32, kColumns] modulo 2**32, by a warpgroup. `codes`
@@ -167,11 +169,6 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* tensor_map, in
           to),
       "l"(tensor_map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
-}
-
-// Asks for a tensor map ahead of its first use.
-__device__ __forceinline__ void prefetch_map(const void* tensor_map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
 }
 
 // The other way; of shared memory that publish_to_copies() was called behind. What lies outside of the matrix stays.
