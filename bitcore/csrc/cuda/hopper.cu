@@ -50,7 +50,7 @@ constexpr uint32_t kStageBytes =
 // Threads beside those of the products: a warpgroup, which gives most of its registers to them; where two blocks share
 // a multiprocessor, as few as can be, which leaves the products enough.
 template <int kColumns, int kRowTiles>
-constexpr int kHelpers = hopper_resident(kColumns, kRowTiles) == 1 ? 128 : 64;
+constexpr int kHelpers = hopper_resident(kColumns, kRowTiles) == 1 ? kHelpingGroup : 64;
 
 // Of columns of sums in shared memory: without bank conflicts.
 template <int kRows>
@@ -68,7 +68,8 @@ __global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopp
   using Sum = std::conditional_t<kInt8, int, float>;
   constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
   constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRowTiles, Value>;
-  constexpr bool kByBoxes = kBoxes<kRowTiles, kAligned>, kMovesRegisters = kHelpers<kColumns, kRowTiles> == 128;
+  constexpr bool kByBoxes = kBoxes<kRowTiles, kAligned>,
+                 kMovesRegisters = kHelpers<kColumns, kRowTiles> == kHelpingGroup;
   constexpr int kFetchers = kByBoxes ? 64 : 32, kForInitialized = kThreads + kFetchers,
                 kForFactors = kThreads + kHelpers<kColumns, kRowTiles> - kFetchers;  // threads at these barriers
   extern __shared__ __align__(1024) int8_t shared[];  // received sums, activations, weights; in the end sums or outputs
@@ -228,7 +229,7 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int splits = tile.splits, digits = a.quantized.digits;
   a.tiles = row_tiles(a.linear, kRows);
   if constexpr (kBoxes<kRowTiles, kAligned>) {
-    const cudaError_t error = map_packed(a.linear, a.row_bytes, kRows, a.packed);
+    const cudaError_t error = map_packed(a.linear, a.row_bytes, kRows, kChunkBytes, a.packed);
     if (error != cudaSuccess) return error;
   }
   a.token_tiles = static_cast<int>(hopper_token_tiles(a.linear, digits, kColumns));

@@ -11,8 +11,9 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
-// Where a warpgroup helps those of the products: threads of the block, and registers of each.
-constexpr int kBlock = kThreads + 128, kRegistersOfHelpers = 24, kRegistersOfProducts = 240;
+// Where a whole warpgroup helps those of the products: its threads, and registers of
+// a thread of it and of theirs.
+constexpr int kHelpingGroup = 128, kRegistersOfHelpers = 24, kRegistersOfProducts = 240;
 constexpr int kMostStages = 10;
 constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
 

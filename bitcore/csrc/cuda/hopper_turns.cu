@@ -19,6 +19,7 @@ namespace bitlab::cuda {
 namespace {
 
 constexpr Format kFormat = Format::k2Bit;
+constexpr int kBlock = kThreads + kHelpingGroup;
 constexpr int kMostSlices = 4;  // of a tile's outputs
 constexpr int kWeights = kThreads / 32 * kAhead * static_cast<int>(kWeightStage);
 

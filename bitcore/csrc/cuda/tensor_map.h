@@ -49,12 +49,13 @@ inline cudaError_t map_boxes(void* matrix, Dtype dtype, int64_t rows, int64_t co
                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, map);
 }
 
-// Of the packed weights of a call: boxes of `box_rows` rows and 64 bytes.
-inline cudaError_t map_packed(const Linear& linear, int64_t row_bytes, int box_rows, CUtensorMap (&maps)[kMaxWeights]) {
+// Of the packed weights of a call: boxes of `box_rows` rows and `box_bytes` of each.
+inline cudaError_t map_packed(const Linear& linear, int64_t row_bytes, int box_rows, int box_bytes,
+                              CUtensorMap (&maps)[kMaxWeights]) {
   cudaError_t error = cudaSuccess;
   for (int i = 0; i < linear.weight_count && error == cudaSuccess; ++i)
     error = encode_map(const_cast<uint8_t*>(linear.weights[i].packed), CU_TENSOR_MAP_DATA_TYPE_UINT8,
-                       linear.weights[i].n, row_bytes, row_bytes, box_rows, 64, CU_TENSOR_MAP_SWIZZLE_NONE,
+                       linear.weights[i].n, row_bytes, row_bytes, box_rows, box_bytes, CU_TENSOR_MAP_SWIZZLE_NONE,
                        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, &maps[i]);
   return error;
 }
