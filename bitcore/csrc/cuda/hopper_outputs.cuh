@@ -78,15 +78,16 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
   }
   const int matrix = lane / 8 % (2 * kRowTiles);  // rows +0 and +8 of the row tiles
   uint32_t to = outputs + matrix / 2 * kColumns * kColumnBytes + place_of_eight(lane % 8, warp % 4 * 2 + matrix % 2);
+  float2 scale;
+  int2 sum;
+  const auto load = [&](int j) {
+    const int column = 8 * j + lane % 4 * 2;
+    scale = *reinterpret_cast<const float2*>(factors.token_scale + column);
+    sum = *reinterpret_cast<const int2*>(factors.column_sum + column);
+  };
+  if constexpr (std::is_same_v<Sum, int>) load(0);
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
-    const int column = 8 * j + lane % 4 * 2;
-    float2 scale;
-    int2 sum;
-    if constexpr (std::is_same_v<Sum, int>) {
-      scale = *reinterpret_cast<const float2*>(factors.token_scale + column);
-      sum = *reinterpret_cast<const int2*>(factors.column_sum + column);
-    }
     uint32_t pairs[2 * kRowTiles];
 #pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) {
@@ -102,6 +103,9 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
       if constexpr (!kPlain) value0 = __fadd_rn(value0, row_bias[i]), value1 = __fadd_rn(value1, row_bias[i]);
       pairs[i] = pair_of(value0, value1, Value());
     }
+    // Not behind the store, where the compiler leaves them to wait.
+    if constexpr (std::is_same_v<Sum, int>)
+      if (j + 1 < kColumns / 8) load(j + 1);
     store_transposed(to, pairs);
     to += 8 * kColumnBytes;
     if ((8 * j + 8) % kSlice<kColumns> == 0 || 8 * j + 8 == kColumns) write();
