@@ -36,15 +36,24 @@ def main() -> None:
         weight = PackedWeight.from_float(torch.randn(17000, 320, device="cuda"), config)
         x = torch.randn(12, 320, device="cuda", dtype=torch.bfloat16)
         assert torch.equal(kernel.linear(x, weight), reference.linear(x, weight)), config
-    for out_features in (13501, 13504):
-        weight = PackedWeight.from_float(torch.randn(out_features, 256, device="cuda"), CONFIGS[0])
-        # Of whole eights of rows: in turns of an H200, the last one narrower where there are 392.
-        for rows in (200, 280, 392):
-            x = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16)
-            y, expected = (
-                kernel(CONFIGS[0]).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
-            )
-            assert torch.equal(y, expected), (out_features, rows)
+    # Of whole eights of rows: in turns of an H200, the last one narrower where there are 392. The last two are tiles of
+    # three warpgroups there.
+    for rows, out_features, in_features in (
+        (200, 13501, 256),
+        (280, 13501, 256),
+        (392, 13501, 256),
+        (200, 13504, 256),
+        (280, 13504, 256),
+        (392, 13504, 256),
+        (16, 11003, 4096),
+        (128, 9001, 512),
+    ):
+        weight = PackedWeight.from_float(torch.randn(out_features, in_features, device="cuda"), CONFIGS[0])
+        x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
+        y, expected = (
+            kernel(CONFIGS[0]).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
+        )
+        assert torch.equal(y, expected), (out_features, rows)
     config = BitQuantConfig.weight_only()
     for rows, out_features, in_features in (
         (1, 141, 203),

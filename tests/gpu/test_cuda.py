@@ -97,6 +97,38 @@ def test_blocks_that_share_long_rows(sizes: tuple[int, int], rows: int) -> None:
             assert same(y, expected)
 
 
+# What an H200 cuts into blocks of two warpgroups that have a multiprocessor each, and into blocks of three, whose last
+# tile of rows is not full; those of 16 tokens share K.
+FEW_COLUMNS = [
+    ((11003, 4096), 16),
+    ((11003, 4096), 32),
+    ((11003, 4096), 46),
+    ((11003, 4096), 60),
+    ((2563, 2560), 33),
+    ((2563, 2560), 128),
+    ((2563, 2560), 250),
+    ((9001, 512), 100),
+    ((12003, 448), 128),
+    ((8205, 8192), 192),
+]
+
+
+@pytest.mark.parametrize(("sizes", "rows"), FEW_COLUMNS, ids=str)
+def test_blocks_alone_and_of_three_warpgroups(sizes: tuple[int, int], rows: int) -> None:
+    config = BitQuantConfig(weight_granularity="per_channel")
+    weight = random_weight(*sizes, config)
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
+        x[rows // 2, 7] = 50.0
+        for bias in (None, torch.randn(sizes[0], device="cuda")):
+            y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
+            assert same(y, expected)
+    config = BitQuantConfig.weight_only()
+    kernel, weight = cuda_kernel(config), random_weight(*sizes, config)
+    x = torch.randn((rows + 2) // 3, sizes[1], device="cuda")  # as many columns of their digits
+    assert same(kernel.linear(x, weight), torch.stack([kernel.linear(row, weight) for row in x]))
+
+
 # One, two, three and more tiles for each multiprocessor of an H200, what is left over in narrower ones or not; and no
 # more tiles than it has.
 IN_TURNS = [

@@ -6,11 +6,12 @@
 
 namespace bitlab::cuda {
 
-template <int kRowTiles, bool kAligned>
+template <int kRows, bool kAligned>
 struct ChunkCopies {
+  static constexpr int kRowTiles = hopper_row_tiles(kRows);
   static constexpr int kAhead = kRowTiles == 1 ? 4 : 3;                     // chunks on their way
   static constexpr uint32_t kStage = 16 * kRowTiles * kRowStage<kAligned>;  // of a warp
-  static constexpr int kRows = 64 * kRowTiles * kHopperGroups, kBytes = kHopperGroups * 4 * kAhead * kStage;
+  static constexpr int kBytes = hopper_groups(kRows) * 4 * kAhead * kStage;
   const Weight& weight;
   int row_bytes, offset, end;  // bytes of a row: of the next copy, and behind the last
   uint32_t first_stage;

@@ -75,6 +75,21 @@ __device__ __forceinline__ void decode_high(uint32_t word, uint32_t (&codes)[wei
   }
 }
 
+// The same, scaled by two factors: 4 and 64 times as large in 2bit, those of neighbouring registers of a step alike.
+// That takes one shift a word, instead of three.
+template <Format kFormat>
+__device__ __forceinline__ void decode_paired(uint32_t word, uint32_t (&codes)[weights_per_byte(kFormat)]) {
+  if constexpr (kFormat == Format::k2Bit) {
+    const uint32_t shifted = word << 2;
+    codes[0] = shifted & 0x0c0c0c0cu;
+    codes[1] = word & 0x0c0c0c0cu;
+    codes[2] = shifted & 0xc0c0c0c0u;
+    codes[3] = word & 0xc0c0c0c0u;
+  } else {
+    decode<kFormat>(word, codes);
+  }
+}
+
 // By how much decode_pairs() makes ternary weights larger.
 constexpr float pair_scale(Format format) { return format == Format::k2Bit ? 2.0f : 1.0f; }
 

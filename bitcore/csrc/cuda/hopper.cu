@@ -1,8 +1,8 @@
 // Many columns on Hopper: its asynchronous tensor-core products (wgmma) run while the weights of the next are decoded.
 //
-//     block   two warpgroups of 64 * kRowTiles rows each, times kColumns columns; more warps bring what they need
+//     block   two or three warpgroups of 64 or 128 rows each, times kColumns columns; more warps bring what they need
 //     left    packed weights -> shared memory (chunk_copies.cuh, weight_boxes.cuh) -> registers: a shift and a mask for
-//             four codes
+//             four codes, or with few columns one shift for sixteen and two sums (decode_paired)
 //     right   int8 activations of a chunk, in a ring of shared memory filled by bulk copies: the workspace has the very
 //             layout that the product reads
 //     cluster where there are too few tiles for all multiprocessors, blocks share a tile: each takes part of K
@@ -26,52 +26,64 @@ namespace {
 
 // How a block's weights come. Boxes cost the warps of the products no instructions, but take longer: with few rows,
 // where less is multiplied meanwhile, each lane's own copies are faster.
-template <int kRowTiles, bool kAligned>
-constexpr bool kBoxes = kAligned && kRowTiles == 2;
-template <int kRowTiles, bool kAligned>
-using Weights =
-    std::conditional_t<kBoxes<kRowTiles, kAligned>, WeightBoxes<128 * kRowTiles>, ChunkCopies<kRowTiles, kAligned>>;
+template <int kRows, bool kAligned>
+constexpr bool kBoxes = kAligned && kRows == 256;
+template <int kRows, bool kAligned>
+using Weights = std::conditional_t<kBoxes<kRows, kAligned>, WeightBoxes<kRows>, ChunkCopies<kRows, kAligned>>;
 
 // A batch is decoded while the one before is multiplied; with few rows and columns there is too little to multiply for
 // that to pay.
-template <int kColumns, int kRowTiles>
-constexpr bool kOverlaps = kColumns == 128 || kRowTiles == 2;
+template <int kColumns, int kRows>
+constexpr bool kOverlaps = kColumns == 128 || kRows == 256;
 
 // A chunk is multiplied in batches, each with a stage of activations: as many as there are registers for their codes.
-template <Format kFormat, int kColumns, int kRowTiles, typename Value>
-constexpr int kBatches = !std::is_same_v<Value, int8_t>                                ? 4
-                         : kOverlaps<kColumns, kRowTiles> || kFormat == Format::kBase3 ? 2
-                                                                                       : 1;
+template <Format kFormat, int kColumns, int kRows, typename Value>
+constexpr int kBatches = !std::is_same_v<Value, int8_t>                            ? 4
+                         : kOverlaps<kColumns, kRows> || kFormat == Format::kBase3 ? 2
+                                                                                   : 1;
 
-template <Format kFormat, int kColumns, int kRowTiles, typename Value>
+template <Format kFormat, int kColumns, int kRows, typename Value>
 constexpr uint32_t kStageBytes =
-    Chunk<kFormat>::kHalfSteps * kColumns * 16 * sizeof(Value) / kBatches<kFormat, kColumns, kRowTiles, Value>;
+    Chunk<kFormat>::kHalfSteps * kColumns * 16 * sizeof(Value) / kBatches<kFormat, kColumns, kRows, Value>;
 
-// Threads beside those of the products: a warpgroup, which gives most of its registers to them; where two blocks share
-// a multiprocessor, as few as can be, which leaves the products enough.
-template <int kColumns, int kRowTiles>
-constexpr int kHelpers = hopper_resident(kColumns, kRowTiles) == 1 ? kHelpingGroup : 64;
+// Threads beside those of the products: a warpgroup, which gives most of its registers to them; with few columns as few
+// as can be, which leaves the products enough.
+template <int kColumns, int kRows>
+constexpr int kHelpers = kOverlaps<kColumns, kRows> ? kHelpingGroup : 64;
+
+// Blocks of a multiprocessor that there are registers for. kAlone: blocks that find one each may have twice as many.
+template <int kColumns, int kRows, bool kAlone>
+constexpr int kResident = kAlone ? 1 : hopper_resident(kColumns, kRows);
+
+// Where there are registers for two sums, codes take fewer instructions (decode_paired).
+template <Format kFormat, int kColumns, int kRows, bool kAligned, bool kAlone>
+constexpr bool kIsPaired = kFormat == Format::k2Bit && kAligned && !kOverlaps<kColumns, kRows> &&
+                           (kColumns == 16 || kResident<kColumns, kRows, kAlone> == 1);
 
 // Of columns of sums in shared memory: without bank conflicts.
 template <int kRows>
 constexpr int kSumStride = kRows + 4;
 
+// Threads of a block: those that multiply, and helpers.
+template <int kColumns, int kRows>
+constexpr int kThreads = 128 * hopper_groups(kRows) + kHelpers<kColumns, kRows>;
+
 // Value: int8_t, or what x is where activations stay in floating point; then ternary weights. Blocks share K where the
-// activations are int8 and kRowTiles is 1: the sums of more rows would take longer than the products that they save.
-template <Format kFormat, int kColumns, int kRowTiles, bool kAligned, typename Value>
-__global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopper_resident(kColumns, kRowTiles))
+// activations are int8 and a warpgroup has 64 rows: the sums of more would take longer than the products that they
+// save.
+template <Format kFormat, int kColumns, int kRows, bool kAligned, bool kAlone, typename Value>
+__global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns, kRows, kAlone>)
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = Chunk<kFormat>;
-  constexpr int kRows = 64 * kGroups * kRowTiles;
+  constexpr int kRowTiles = hopper_row_tiles(kRows), kMultiplying = 128 * hopper_groups(kRows);
   constexpr bool kInt8 = std::is_same_v<Value, int8_t>, kSharesK = kInt8 && kRowTiles == 1;
   using Sum = std::conditional_t<kInt8, int, float>;
-  constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
-  constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRowTiles, Value>;
-  constexpr bool kByBoxes = kBoxes<kRowTiles, kAligned>,
-                 kMovesRegisters = kHelpers<kColumns, kRowTiles> == kHelpingGroup;
-  constexpr int kFetchers = kByBoxes ? 64 : 32, kForInitialized = kThreads + kFetchers,
-                kForFactors = kThreads + kHelpers<kColumns, kRowTiles> - kFetchers;  // threads at these barriers
+  constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRows, Value>;
+  constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRows, Value>;
+  constexpr bool kByBoxes = kBoxes<kRows, kAligned>, kMovesRegisters = kHelpers<kColumns, kRows> == kHelpingGroup;
+  constexpr int kFetchers = kByBoxes ? 64 : 32, kForInitialized = kMultiplying + kFetchers,
+                kForFactors = kMultiplying + kHelpers<kColumns, kRows> - kFetchers;  // threads at these barriers
   extern __shared__ __align__(1024) int8_t shared[];  // received sums, activations, weights; in the end sums or outputs
   __shared__ __align__(8) uint64_t barriers[2 * kMostStages + 1 + WeightBoxes<kRows>::kBarriers];
   __shared__ __align__(16) Factors<kRows, kColumns> factors;
@@ -91,26 +103,26 @@ __global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopp
   const Weight& weight = linear.weights[weight_index];
   const uint32_t ring = in_register(shared_address(shared) + a.received_bytes),
                  full = in_register(shared_address(barriers)), empty = full + 8 * kMostStages;
-  const Splits<kColumns, kRowTiles> of_splits = {
-      quantized.digits, splits, split, a.most_own, shared_address(shared), empty + 8 * kMostStages};
+  const Splits<kColumns, kRows> of_splits = {quantized.digits,       splits, split, a.most_own, shared_address(shared),
+                                             empty + 8 * kMostStages};
   const uint32_t weight_stages = ring + stages * kStage, of_boxes = empty + 8 * (kMostStages + 1);
-  if (warp >= kThreads / 32) {
+  if (warp >= kMultiplying / 32) {
     if constexpr (kMovesRegisters) decrease_registers<kRegistersOfHelpers>();
-    if (warp >= (kThreads + kFetchers) / 32) {
-      copy_factors<kInt8, kThreads + kFetchers>(a, weight, first_row, first_token, factors);
+    if (warp >= (kMultiplying + kFetchers) / 32) {
+      copy_factors<kInt8, kMultiplying + kFetchers>(a, weight, first_row, first_token, factors);
       announce<kFactorsThere, kForFactors>();
       return;
     }
-    const bool for_weights = kByBoxes && warp > kThreads / 32;
+    const bool for_weights = kByBoxes && warp > kMultiplying / 32;
     WeightBoxes<kRows> boxes(weight_stages, of_boxes);
     if (lane == 0) {
       if (for_weights) {
-        boxes.init_barriers(kThreads / 32);
+        boxes.init_barriers(kMultiplying / 32);
       } else {
 #pragma unroll
         for (int i = 0; i < kMostStages; ++i) {
           init_barrier(full + 8 * i, 1);
-          init_barrier(empty + 8 * i, kThreads / 32);
+          init_barrier(empty + 8 * i, kMultiplying / 32);
         }
         if (splits > 1) {
           init_barrier(of_splits.barrier, 1);
@@ -139,8 +151,8 @@ __global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopp
     if constexpr (kByBoxes) {
       return WeightBoxes<kRows>(weight_stages, of_boxes);
     } else {
-      return ChunkCopies<kRowTiles, kAligned>(weight, first_row, a.row_bytes, first_chunk, first_chunk + count,
-                                              weight_stages);
+      return ChunkCopies<kRows, kAligned>(weight, first_row, a.row_bytes, first_chunk, first_chunk + count,
+                                          weight_stages);
     }
   }();
   synchronize<kInitialized, kForInitialized>();
@@ -148,10 +160,12 @@ __global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopp
   wait_for_previous_kernel();
   let_next_kernel_start();
 
+  constexpr bool kPaired = kInt8 && kIsPaired<kFormat, kColumns, kRows, kAligned, kAlone>;
   Sum sums[kRowTiles][kColumns / 2] = {};
+  Sum by_4[kPaired ? kColumns / 2 : 1] = {};
   constexpr int kBatchWords = 4 / kBatchesOfChunk;
   constexpr int kSteps = Layout::kPerByte * kBatchWords / (kInt8 ? 2 : 1);
-  uint32_t left[kOverlaps<kColumns, kRowTiles> ? 2 : 1][kSteps][kRowTiles][4];
+  uint32_t left[kOverlaps<kColumns, kRows> ? 2 : 1][kSteps][kRowTiles][4];
   int stage = 0, phase = 0, last_stage = 0;
   Words<4> words[2 * kRowTiles];
   const uint32_t columns = columns_at(ring);
@@ -159,23 +173,31 @@ __global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopp
   for (int i = 0; i < count; ++i) {
 #pragma unroll
     for (int batch = 0; batch < kBatchesOfChunk; ++batch) {
-      auto& codes_of = left[kOverlaps<kColumns, kRowTiles> ? batch % 2 : 0];
-      decode_batch<kFormat, Value, kBatchWords>(words, batch * kBatchWords, codes_of);
+      auto& codes_of = left[kOverlaps<kColumns, kRows> ? batch % 2 : 0];
+      decode_batch<kFormat, Value, kBatchWords, kPaired>(words, batch * kBatchWords, codes_of);
       wait(full + 8 * stage, phase);
-      multiply_batch<kFormat, Value, kColumns>(sums, codes_of, columns + stage * (kStage / 16));
+      const uint32_t activations = columns + stage * (kStage / 16);
+      if constexpr (kPaired) {
+        multiply_paired<kFormat, kColumns>(by_4, sums[0], codes_of, activations);
+      } else {
+        multiply_batch<kFormat, Value, kColumns>(sums, codes_of, activations);
+      }
       if (batch + 1 == kBatchesOfChunk) {  // all words have become codes
         weights.leave();
         if (i + 1 < count) weights.read(words);
       }
-      wait_for_products<kOverlaps<kColumns, kRowTiles> ? 1 : 0>();
-      if (lane == 0 && (!kOverlaps<kColumns, kRowTiles> || i + batch > 0))
-        arrive(empty + 8 * (kOverlaps<kColumns, kRowTiles> ? last_stage : stage));
+      wait_for_products<kOverlaps<kColumns, kRows> ? 1 : 0>();
+      if (lane == 0 && (!kOverlaps<kColumns, kRows> || i + batch > 0))
+        arrive(empty + 8 * (kOverlaps<kColumns, kRows> ? last_stage : stage));
       last_stage = stage;
       if (++stage == stages) stage = 0, phase ^= 1;
     }
   }
   wait_for_products<0>();
   if constexpr (!kByBoxes) wait_for_copies<0>();
+  if constexpr (kPaired)
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) sums[0][i] += 16 * by_4[i];
 
   if constexpr (kSharesK) {
     if (splits > 1) {
@@ -214,21 +236,21 @@ __global__ void __launch_bounds__(kThreads + kHelpers<kColumns, kRowTiles>, hopp
   } else {
     constexpr int kStride = kSumStride<kRows>;
     of_splits.template store_own<kStride>(sums, reinterpret_cast<int*>(shared + a.received_bytes));
-    synchronize<kSumsThere, kThreads>();
+    synchronize<kSumsThere, kMultiplying>();
     write_sums<kFormat, kRows, kStride>(a, weight, first_row, first_token, split, splits, factors, ring);
   }
 #endif
 }
 
-template <Format kFormat, int kColumns, int kRowTiles, typename Value, bool kAligned>
+template <Format kFormat, int kColumns, int kRows, typename Value, bool kAligned>
 cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
-  constexpr int kRows = 64 * kGroups * kRowTiles, kStage = kStageBytes<kFormat, kColumns, kRowTiles, Value>;
-  constexpr int kWeights = Weights<kRowTiles, kAligned>::kBytes;
+  constexpr int kRowTiles = hopper_row_tiles(kRows), kStage = kStageBytes<kFormat, kColumns, kRows, Value>;
+  constexpr int kWeights = Weights<kRows, kAligned>::kBytes;
   constexpr int kStatic = sizeof(Factors<kRows, kColumns>) + 1536;  // bytes of shared memory, with the system's own
   const HopperTile tile = a.quantized.hopper;
   const int splits = tile.splits, digits = a.quantized.digits;
   a.tiles = row_tiles(a.linear, kRows);
-  if constexpr (kBoxes<kRowTiles, kAligned>) {
+  if constexpr (kBoxes<kRows, kAligned>) {
     const cudaError_t error = map_packed(a.linear, a.row_bytes, kRows, kChunkBytes, a.packed);
     if (error != cudaSuccess) return error;
   }
@@ -245,36 +267,40 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   };
   const int64_t tiles = static_cast<int64_t>(a.tiles.count) * a.token_tiles;
   const bool alone = tiles * splits <= hopper_blocks_at_once(device, splits, 1);
-  const int space = room(alone ? 1 : hopper_resident(kColumns, kRowTiles));
+  const int space = room(alone ? 1 : hopper_resident(kColumns, kRows));
   const int room_of_stages = space < 2 * kStage ? room(1) : space;
-  const int fills = (chunks + splits - 1) / splits * kBatches<kFormat, kColumns, kRowTiles, Value>;
+  const int fills = (chunks + splits - 1) / splits * kBatches<kFormat, kColumns, kRows, Value>;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
-  const int outputs = kGroups * static_cast<int>(kOutputBytes<kColumns, kRowTiles>);
+  const int outputs = hopper_groups(kRows) * static_cast<int>(kOutputBytes<kColumns, kRowTiles>);
   const int sums = a.most_own * 8 * kSumStride<kRows> * static_cast<int>(sizeof(int));
-  const int own = splits > 1 ? Splits<kColumns, kRowTiles>::own_bytes(a.most_own) : 0;
+  const int own = splits > 1 ? Splits<kColumns, kRows>::own_bytes(a.most_own) : 0;
   const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});
   // Blocks that find a multiprocessor each shall not share one.
   const int shared = alone ? std::max(needed, share_of(device, 1)) : needed;
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
-  return launch(hopper_kernel<kFormat, kColumns, kRowTiles, kAligned, Value>, grid,
-                kThreads + kHelpers<kColumns, kRowTiles>, static_cast<size_t>(shared), stream, true, splits, a);
+  // Where blocks share K that is no faster.
+  constexpr bool kCanBeAlone =
+      kFormat == Format::k2Bit && kAligned && kColumns > 16 && hopper_resident(kColumns, kRows) > 1;
+  const auto kernel = alone && splits == 1 ? hopper_kernel<kFormat, kColumns, kRows, kAligned, kCanBeAlone, Value>
+                                           : hopper_kernel<kFormat, kColumns, kRows, kAligned, false, Value>;
+  return launch(kernel, grid, kThreads<kColumns, kRows>, static_cast<size_t>(shared), stream, true, splits, a);
 }
 
-template <Format kFormat, int kColumns, int kRowTiles, typename Value = int8_t>
+template <Format kFormat, int kColumns, int kRows, typename Value = int8_t>
 cudaError_t launch_aligned(const Hopper& a, const Device& device, void* stream) {
   return rows_are_aligned(a.linear, a.row_bytes)
-             ? launch_kernel<kFormat, kColumns, kRowTiles, Value, true>(a, device, stream)
-             : launch_kernel<kFormat, kColumns, kRowTiles, Value, false>(a, device, stream);
+             ? launch_kernel<kFormat, kColumns, kRows, Value, true>(a, device, stream)
+             : launch_kernel<kFormat, kColumns, kRows, Value, false>(a, device, stream);
 }
 
 template <Format kFormat, typename Value>
 cudaError_t launch_floating(const Hopper& a, const Device& device, void* stream) {
-  if (a.quantized.hopper.row_tiles == 1) return launch_aligned<kFormat, 128, 1, Value>(a, device, stream);
+  if (a.quantized.hopper.rows == 128) return launch_aligned<kFormat, 128, 128, Value>(a, device, stream);
   if constexpr (kFormat == Format::k2Bit)  // most aligned ones are hopper_turns.cu's
-    return launch_kernel<kFormat, 128, 2, Value, false>(a, device, stream);
-  return launch_aligned<kFormat, 128, 2, Value>(a, device, stream);
+    return launch_kernel<kFormat, 128, 256, Value, false>(a, device, stream);
+  return launch_aligned<kFormat, 128, 256, Value>(a, device, stream);
 }
 
 template <Format kFormat>
@@ -286,16 +312,22 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
     return cudaErrorInvalidValue;
   }
   const int columns = a.quantized.hopper.columns;
-  if constexpr (kFormat == Format::k2Bit) {  // where turns_can_serve
-    if (columns == 80) return launch_kernel<kFormat, 80, 2, int8_t, true>(a, device, stream);
-    if (columns == 96) return launch_kernel<kFormat, 96, 2, int8_t, true>(a, device, stream);
+  if constexpr (kFormat == Format::k2Bit) {  // where rows are aligned
+    if (columns == 48) return launch_kernel<kFormat, 48, 128, int8_t, true>(a, device, stream);
+    if (a.quantized.hopper.rows == 192) {
+      if (columns == 16) return launch_kernel<kFormat, 16, 192, int8_t, true>(a, device, stream);
+      if (columns == 32) return launch_kernel<kFormat, 32, 192, int8_t, true>(a, device, stream);
+      return launch_kernel<kFormat, 64, 192, int8_t, true>(a, device, stream);
+    }
+    if (columns == 80) return launch_kernel<kFormat, 80, 256, int8_t, true>(a, device, stream);
+    if (columns == 96) return launch_kernel<kFormat, 96, 256, int8_t, true>(a, device, stream);
   }
-  if (columns == 16) return launch_aligned<kFormat, 16, 1>(a, device, stream);
-  if (columns == 32) return launch_aligned<kFormat, 32, 1>(a, device, stream);
-  if (columns == 64) return launch_aligned<kFormat, 64, 1>(a, device, stream);
+  if (columns == 16) return launch_aligned<kFormat, 16, 128>(a, device, stream);
+  if (columns == 32) return launch_aligned<kFormat, 32, 128>(a, device, stream);
+  if (columns == 64) return launch_aligned<kFormat, 64, 128>(a, device, stream);
   if constexpr (!hopper_is_light(kFormat, false))
-    if (a.quantized.hopper.row_tiles == 1) return launch_aligned<kFormat, 128, 1>(a, device, stream);
-  return launch_aligned<kFormat, 128, 2>(a, device, stream);
+    if (a.quantized.hopper.rows == 128) return launch_aligned<kFormat, 128, 128>(a, device, stream);
+  return launch_aligned<kFormat, 128, 256>(a, device, stream);
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 namespace bitlab::cuda {
 namespace {
 
-constexpr int kGroups = kHopperGroups, kThreads = 128 * kGroups;
 // Where a whole warpgroup helps those of the products: its threads, and registers of
 // a thread of it and of theirs.
 constexpr int kHelpingGroup = 128, kRegistersOfHelpers = 24, kRegistersOfProducts = 240;
@@ -41,7 +40,7 @@ struct Factors {
 
 // Named barriers, which some announce and others wait for: the barriers in shared memory are initialized; the factors
 // are there; all sums are.
-constexpr int kInitialized = 0, kFactorsThere = 3, kSumsThere = 4;
+constexpr int kInitialized = 0, kFactorsThere = 4, kSumsThere = 5;
 
 template <int kBarrier, int kCount>
 __device__ __forceinline__ void announce() {

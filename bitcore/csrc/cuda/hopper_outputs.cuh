@@ -168,7 +168,7 @@ template <Format kFormat, int kRows, int kStride, typename OfBlock>
 __device__ __forceinline__ void write_sums(const Hopper& a, const Weight& weight, int64_t first_row,
                                            int64_t first_token, int rank, int splits, const OfBlock& factors,
                                            uint32_t sums) {
-  constexpr int kRowLanes = kRows / 4, kTokens = kThreads / kRowLanes;  // tokens at once
+  constexpr int kRowLanes = kRows / 4, kTokens = 128 * hopper_groups(kRows) / kRowLanes;  // tokens at once
   const int digits = a.quantized.digits, row = threadIdx.x % kRowLanes * 4;
   const int64_t n = first_row + row, left = a.linear.m - first_token;
   const int tokens = left < a.quantized.tile_tokens ? static_cast<int>(left) : a.quantized.tile_tokens;

@@ -8,8 +8,8 @@
 namespace bitlab::cuda {
 
 // The left operand of a batch: registers [step][row tile], of words [first_word, first_word + kWords) of each of the
-// lane's rows.
-template <Format kFormat, typename Value, int kWords, int kSteps, int kRowTiles>
+// lane's rows. kPaired: for multiply_paired().
+template <Format kFormat, typename Value, int kWords, bool kPaired = false, int kSteps, int kRowTiles>
 __device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTiles], int first_word,
                                              uint32_t (&left)[kSteps][kRowTiles][4]) {
   constexpr int kPerByte = weights_per_byte(kFormat);
@@ -19,7 +19,11 @@ __device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTil
     for (int w = 0; w < kWords; ++w) {
       if constexpr (std::is_same_v<Value, int8_t>) {
         uint32_t codes[kPerByte];
-        decode_high<kFormat>(words[j].word[first_word + w], codes);
+        if constexpr (kPaired) {
+          decode_paired<kFormat>(words[j].word[first_word + w], codes);
+        } else {
+          decode_high<kFormat>(words[j].word[first_word + w], codes);
+        }
 #pragma unroll
         for (int c = 0; c < kPerByte; ++c) {
           const int r = w * kPerByte + c;
@@ -71,6 +75,18 @@ __device__ __forceinline__ void multiply_batch(Sum (&sums)[kRowTiles][kColumns /
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
       multiply_async<Value, kColumns>(sums[j], left[step][j], columns_of_step<kFormat, kColumns>(columns, step));
+  end_products();
+}
+
+// The same of codes that decode_paired() made: of every other step the sums that are 4 and 64 times as large.
+template <Format kFormat, int kColumns, int kSteps>
+__device__ __forceinline__ void multiply_paired(int (&by_4)[kColumns / 2], int (&by_64)[kColumns / 2],
+                                                const uint32_t (&left)[kSteps][1][4], uint32_t columns) {
+  begin_products();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+    multiply_async<int8_t, kColumns>(step % 2 == 0 ? by_4 : by_64, left[step][0],
+                                     columns_of_step<kFormat, kColumns>(columns, step));
   end_products();
 }
 

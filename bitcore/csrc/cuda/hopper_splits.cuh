@@ -30,9 +30,10 @@ __device__ __forceinline__ void for_each_eight(int digits, int splits, const Vis
   }
 }
 
-template <int kColumns, int kRowTiles>
+template <int kColumns, int kRows>
 struct Splits {
-  static constexpr int kEights = kColumns / 8;
+  static constexpr int kEights = kColumns / 8, kGroups = hopper_groups(kRows), kRowTiles = hopper_row_tiles(kRows);
+  static constexpr int kSentSumBytes = sent_sum_bytes(kRows);
   int digits, splits, rank, most_own;
   uint32_t received, barrier;  // in shared memory
 

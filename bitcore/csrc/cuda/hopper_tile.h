@@ -8,7 +8,9 @@
 
 namespace bitlab::cuda {
 
-constexpr int kHopperGroups = 2;  // warpgroups of a block
+// Warpgroups of a block that multiply, and how many times 64 rows each of them has.
+constexpr int hopper_groups(int rows) { return rows == 192 ? 3 : 2; }
+constexpr int hopper_row_tiles(int rows) { return rows / 64 / hopper_groups(rows); }
 
 constexpr int kMostSplits = 8;  // blocks that any GPU with clusters can start together
 
@@ -27,24 +29,24 @@ constexpr int most_own_eights(int columns, int digits, int splits) {
   return (columns / 8 + digits * splits - 1) / (digits * splits) * digits;
 }
 
-constexpr int kSentSumBytes = 128 * kHopperGroups * 16;  // of eight columns
+constexpr int sent_sum_bytes(int rows) { return 128 * hopper_groups(rows) * 16; }  // of eight columns
 
 // Of shared memory in which a block receives the sums of the others.
 constexpr int received_bytes(const HopperTile& tile, int digits) {
-  return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * kSentSumBytes;
+  return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * sent_sum_bytes(tile.rows);
 }
 
 // Of these, what block `rank` gets.
 inline uint32_t received_by(const HopperTile& tile, int digits, int rank) {
   int own = 0;
   for (int eight = 0; eight < tile.columns / 8; ++eight) own += eight / digits % tile.splits == rank;
-  return static_cast<uint32_t>(own * (tile.splits - 1) * kSentSumBytes);
+  return static_cast<uint32_t>(own * (tile.splits - 1) * sent_sum_bytes(tile.rows));
 }
 
 constexpr int kMostReceivedBytes = 112 * 1024;  // leaves room for two stages of activations
 
 // Blocks of a tile that share a multiprocessor.
-constexpr int hopper_resident(int columns, int row_tiles) { return row_tiles == 1 && columns <= 64 ? 2 : 1; }
+constexpr int hopper_resident(int columns, int rows) { return rows == 128 && columns <= 64 ? 2 : 1; }
 
 inline int64_t hopper_token_tiles(const Linear& linear, int digits, int columns) {
   const int64_t tokens = columns / digits;
@@ -59,16 +61,18 @@ inline int64_t hopper_blocks_at_once(const Device& device, int splits, int resid
 
 // What a tile costs beside its products, in about cycles.
 struct HopperCosts {
-  int64_t chunk_256_rows, chunk_128_columns, chunk_64_columns, chunk_32_columns;
+  int64_t chunk_256_rows, chunk_192_rows, chunk_128_columns, chunk_64_columns, chunk_32_columns;
   int64_t least_64_alone, least_32_alone, least_shared;  // a chunk of 128 rows and fewer columns waits for its products
-  int64_t block, block_size;                             // the ends of a block: beside, and for each 128 x 1 outputs
+  int64_t block, block_192_rows, block_size;             // the ends of a block: beside, and for each 128 x 1 outputs
   int64_t split, split_size;                             // the same where blocks share K
   int64_t shared_tenths;                                 // times as much for blocks that share a multiprocessor
   int64_t turns_together;                                // of blocks that end together, since they started together
 };
 // Fits to measurements on an H200: of codes that are decoded in few instructions with 16 to 4,096 tokens, and of others
-// with 16 to 8,192; chunk_64_columns and least_32_alone of the former were lowered by what was measured since.
+// with 16 to 8,192; chunk_64_columns and least_32_alone of the former were lowered by what was measured since, and what
+// 192 rows cost was fitted to that.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
+                                     .chunk_192_rows = 1000,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
                                      .chunk_64_columns = 400,
                                      .chunk_32_columns = 700,
@@ -76,12 +80,14 @@ constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
                                      .least_32_alone = 1000,
                                      .least_shared = 0,
                                      .block = 4700,
+                                     .block_192_rows = 7500,
                                      .block_size = 1,
                                      .split = 1000,
                                      .split_size = 83,
                                      .shared_tenths = 16,
                                      .turns_together = 6};
 constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
+                                     .chunk_192_rows = 0,  // never asked for either
                                      .chunk_128_columns = 450,
                                      .chunk_64_columns = 350,
                                      .chunk_32_columns = 350,
@@ -89,6 +95,7 @@ constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
                                      .least_32_alone = 1000,
                                      .least_shared = 1000,
                                      .block = 1500,
+                                     .block_192_rows = 0,
                                      .block_size = 30,
                                      .split = 700,
                                      .split_size = 30,
@@ -100,22 +107,24 @@ constexpr bool hopper_is_light(Format format, bool floating) { return format != 
 inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool floating, const HopperTile& tile,
                            const Device& device) {
   const HopperCosts& costs = hopper_is_light(format, floating) ? kLightCosts : kHeavyCosts;
-  const int64_t size = tile.row_tiles * tile.columns;
+  const int64_t size = tile.rows / 64 * tile.columns / 2;
   const int64_t products = 64 * weights_per_byte(format) * size / (floating ? 16 : 32);
-  const int resident = hopper_resident(tile.columns, tile.row_tiles);
+  const int resident = hopper_resident(tile.columns, tile.rows);
   const int64_t at_once = hopper_blocks_at_once(device, tile.splits, resident);
   const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
   const int64_t half_turns =
       blocks <= costs.turns_together * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
-  const int64_t beside = tile.row_tiles == 2   ? costs.chunk_256_rows
+  const int64_t beside = tile.rows == 256      ? costs.chunk_256_rows
+                         : tile.rows == 192    ? costs.chunk_192_rows
                          : tile.columns == 128 ? costs.chunk_128_columns
-                         : tile.columns == 64  ? costs.chunk_64_columns
+                         : tile.columns > 32   ? costs.chunk_64_columns
                                                : costs.chunk_32_columns;
   int64_t chunk = (products + beside) * (alone ? 1 : resident);
-  const int64_t least_alone = tile.columns == 64 ? costs.least_64_alone : costs.least_32_alone;
-  if (tile.columns < 128 && tile.row_tiles == 1) chunk = std::max(chunk, alone ? least_alone : costs.least_shared);
+  const int64_t least_alone = tile.columns > 32 ? costs.least_64_alone : costs.least_32_alone;
+  if (tile.columns < 128 && tile.rows == 128) chunk = std::max(chunk, alone ? least_alone : costs.least_shared);
+  const int64_t block = tile.rows == 192 ? costs.block_192_rows : costs.block;
   const int64_t ends =
-      (costs.block + costs.block_size * size + (tile.splits > 1 ? costs.split + costs.split_size * size : 0)) *
+      (block + costs.block_size * size + (tile.splits > 1 ? costs.split + costs.split_size * size : 0)) *
       (alone ? 10 : costs.shared_tenths) / 10;
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
 }
@@ -157,35 +166,48 @@ inline int64_t turns_cost(const Linear& linear, int64_t chunks, bool floating, c
   return costs.call + of_turns(whole, tile.columns) + of_turns(rows - whole, tile.last_columns);
 }
 
+// What hopper.cu's tiles of 48 columns and of 192 rows are compiled for.
+inline bool hopper_has_all_tiles(const Linear& linear) {
+  return linear.format == Format::k2Bit && rows_are_aligned(linear, bytes_of_row(linear));
+}
+
 // The cheapest of the tiles that there are.
 inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, const Device& device) {
   HopperTile best = {};
   int64_t best_cost = INT64_MAX;
   const int64_t chunks = chunks_of(linear.format, linear.k, 4);
-  const auto consider = [&](int columns, int of_group) {
-    const int64_t tiles = row_tiles(linear, 128 * of_group).count * hopper_token_tiles(linear, digits, columns);
-    const int64_t most = floating || of_group == 2 ? 1 : std::min<int64_t>(kMostSplits, chunks);
+  const auto consider = [&](int columns, int rows) {
+    const int64_t tiles = row_tiles(linear, rows).count * hopper_token_tiles(linear, digits, columns);
+    const int64_t most = floating || rows == 256 ? 1 : std::min<int64_t>(kMostSplits, chunks);
     for (int splits = 1; splits == 1 || (splits <= most && tiles * splits <= 2 * device.multiprocessors); ++splits) {
-      const HopperTile tile = {columns, of_group, splits, false, 0};
+      const HopperTile tile = {columns, rows, splits, false, 0};
       if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
       const int64_t cost = hopper_cost(linear.format, chunks, tiles * splits, floating, tile, device);
       if (cost < best_cost) best = tile, best_cost = cost;
     }
   };
-  if (!hopper_is_light(linear.format, floating)) consider(128, 1);  // else 64 columns are faster
+  if (!hopper_is_light(linear.format, floating)) consider(128, 128);  // else 64 columns are faster
+  const int64_t columns = linear.m * digits;
+  const auto consider_few = [&](int rows) {
+    consider(columns <= 16 ? 16 : 32, rows);
+    if (columns > 32) consider(64, rows);
+  };
   if (!floating) {
-    consider(linear.m * digits <= 16 ? 16 : 32, 1);
-    consider(64, 1);
+    consider_few(128);
+    if (hopper_has_all_tiles(linear)) {
+      if (columns > 32 && columns <= 48) consider(48, 128);
+      consider_few(192);
+    }
   }
   if (!turns_can_serve(linear, digits, floating)) {
-    consider(128, 2);
+    consider(128, 256);
     return best;
   }
   const auto consider_turns = [&](int columns, int last_columns) {
     const int64_t tiles = row_tiles(linear, 256).count * hopper_token_tiles(linear, 1, columns);
     // A block of hopper.cu with one tile of int8 activations ends sooner.
     const bool turns = floating || last_columns > 0 || tiles > device.multiprocessors;
-    const HopperTile tile = {columns, 2, 1, turns, last_columns};
+    const HopperTile tile = {columns, 256, 1, turns, last_columns};
     const int64_t cost = turns_cost(linear, chunks, floating, tile, device);
     if (cost < best_cost) best = tile, best_cost = cost;
   };

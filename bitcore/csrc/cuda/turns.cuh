@@ -9,6 +9,7 @@
 namespace bitlab::cuda {
 namespace {
 
+constexpr int kGroups = 2, kThreads = 128 * kGroups;  // warpgroups that multiply
 constexpr int kRowTiles = 2, kRowsOfGroup = 64 * kRowTiles, kRows = kGroups * kRowsOfGroup;
 constexpr int kColumnOfStage = 128;  // bytes: a stage of activations is so much of K
 constexpr int kBoxTokens = 16;       // of outputs that are written together

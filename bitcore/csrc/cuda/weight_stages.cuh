@@ -80,23 +80,14 @@ __device__ __forceinline__ Words<4> staged_words(uint32_t from, uint32_t shift) 
   }
 }
 
-// The codes of a lane's words, register r of fragments.cuh, scaled: those of two neighbouring registers alike. Two bits
-// a weight take one shift a word so, on the pipe of multiplications, instead of three on that of the masks.
+// The codes of a lane's words, register r of fragments.cuh, as decode_paired() scales them.
 template <Format kFormat>
 __device__ __forceinline__ void decode_words(const Words<4>& words, uint32_t (&codes)[4 * weights_per_byte(kFormat)]) {
   constexpr int kPerByte = weights_per_byte(kFormat);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     uint32_t of_word[kPerByte];
-    if constexpr (kFormat == Format::k2Bit) {
-      const uint32_t shifted = words.word[w] << 2;
-      of_word[0] = shifted & 0x0c0c0c0cu;
-      of_word[1] = words.word[w] & 0x0c0c0c0cu;
-      of_word[2] = shifted & 0xc0c0c0c0u;
-      of_word[3] = words.word[w] & 0xc0c0c0c0u;
-    } else {
-      decode<kFormat>(words.word[w], of_word);
-    }
+    decode_paired<kFormat>(words.word[w], of_word);
 #pragma unroll
     for (int i = 0; i < kPerByte; ++i) codes[w * kPerByte + i] = of_word[i];
   }

@@ -46,14 +46,15 @@ __device__ __forceinline__ uint64_t columns_descriptor(uint32_t columns) {
       type(sums[i + 6]), type(sums[i + 7])
 #define BITLAB_SUMS_8(type) BITLAB_SUMS_OF(type, 0)
 #define BITLAB_SUMS_16(type) BITLAB_SUMS_8(type), BITLAB_SUMS_OF(type, 8)
-#define BITLAB_SUMS_32(type) BITLAB_SUMS_16(type), BITLAB_SUMS_OF(type, 16), BITLAB_SUMS_OF(type, 24)
+#define BITLAB_SUMS_24(type) BITLAB_SUMS_16(type), BITLAB_SUMS_OF(type, 16)
+#define BITLAB_SUMS_32(type) BITLAB_SUMS_24(type), BITLAB_SUMS_OF(type, 24)
 #define BITLAB_SUMS_40(type) BITLAB_SUMS_32(type), BITLAB_SUMS_OF(type, 32)
 #define BITLAB_SUMS_48(type) BITLAB_SUMS_40(type), BITLAB_SUMS_OF(type, 40)
 #define BITLAB_SUMS_64(type) BITLAB_SUMS_48(type), BITLAB_SUMS_OF(type, 48), BITLAB_SUMS_OF(type, 56)
 #define BITLAB_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define BITLAB_NAMES_16 BITLAB_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define BITLAB_NAMES_32 \
-  BITLAB_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BITLAB_NAMES_24 BITLAB_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define BITLAB_NAMES_32 BITLAB_NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define BITLAB_NAMES_40 BITLAB_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define BITLAB_NAMES_48 BITLAB_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define BITLAB_NAMES_64 \
@@ -77,6 +78,8 @@ __device__ __forceinline__ void multiply_async(Sum (&sums)[kColumns / 2], const 
       BITLAB_INT8("16", 8, "%8", "%9", "%10", "%11", "%12");
     } else if constexpr (kColumns == 32) {
       BITLAB_INT8("32", 16, "%16", "%17", "%18", "%19", "%20");
+    } else if constexpr (kColumns == 48) {
+      BITLAB_INT8("48", 24, "%24", "%25", "%26", "%27", "%28");
     } else if constexpr (kColumns == 64) {
       BITLAB_INT8("64", 32, "%32", "%33", "%34", "%35", "%36");
     } else if constexpr (kColumns == 80) {
@@ -107,12 +110,14 @@ __device__ __forceinline__ void multiply_async(Sum (&sums)[kColumns / 2], const 
 #undef BITLAB_SUMS_OF
 #undef BITLAB_SUMS_8
 #undef BITLAB_SUMS_16
+#undef BITLAB_SUMS_24
 #undef BITLAB_SUMS_32
 #undef BITLAB_SUMS_40
 #undef BITLAB_SUMS_48
 #undef BITLAB_SUMS_64
 #undef BITLAB_NAMES_8
 #undef BITLAB_NAMES_16
+#undef BITLAB_NAMES_24
 #undef BITLAB_NAMES_32
 #undef BITLAB_NAMES_40
 #undef BITLAB_NAMES_48
