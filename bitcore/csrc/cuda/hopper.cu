@@ -12,78 +12,29 @@
 // lane, 4 masks and 3 shifts. Floating-point activations take the same way in values of two bytes (arrange.cu).
 #include <algorithm>
 
-#include "chunk_copies.cuh"
 #include "hopper_helpers.cuh"
 #include "hopper_products.cuh"
+#include "hopper_shape.cuh"
 #include "hopper_splits.cuh"
 #include "hopper_tile.h"
 #include "launch.cuh"
 #include "tensor_map.h"
-#include "weight_boxes.cuh"
 
 namespace bitlab::cuda {
 namespace {
 
-// How a block's weights come. Boxes cost the warps of the products no instructions, but take longer: with few rows,
-// where less is multiplied meanwhile, each lane's own copies are faster.
-template <int kRows, bool kAligned>
-constexpr bool kBoxes = kAligned && kRows == 256;
-template <int kRows, bool kAligned>
-using Weights = std::conditional_t<kBoxes<kRows, kAligned>, WeightBoxes<kRows>, ChunkCopies<kRows, kAligned>>;
-
-// A batch is decoded while the one before is multiplied; with few rows and columns there is too little to multiply for
-// that to pay.
-template <int kColumns, int kRows>
-constexpr bool kOverlaps = kColumns == 128 || kRows == 256;
-
-// A chunk is multiplied in batches, each with a stage of activations: as many as there are registers for their codes.
-template <Format kFormat, int kColumns, int kRows, typename Value>
-constexpr int kBatches = !std::is_same_v<Value, int8_t>                            ? 4
-                         : kOverlaps<kColumns, kRows> || kFormat == Format::kBase3 ? 2
-                                                                                   : 1;
-
-template <Format kFormat, int kColumns, int kRows, typename Value>
-constexpr uint32_t kStageBytes =
-    Chunk<kFormat>::kHalfSteps * kColumns * 16 * sizeof(Value) / kBatches<kFormat, kColumns, kRows, Value>;
-
-// Threads beside those of the products: a warpgroup, which gives most of its registers to them; with few columns as few
-// as can be, which leaves the products enough.
-template <int kColumns, int kRows>
-constexpr int kHelpers = kOverlaps<kColumns, kRows> ? kHelpingGroup : 64;
-
-// Blocks of a multiprocessor that there are registers for. kAlone: blocks that find one each may have twice as many.
-template <int kColumns, int kRows, bool kAlone>
-constexpr int kResident = kAlone ? 1 : hopper_resident(kColumns, kRows);
-
-// Where there are registers for two sums, codes take fewer instructions (decode_paired).
-template <Format kFormat, int kColumns, int kRows, bool kAligned, bool kAlone>
-constexpr bool kIsPaired = kFormat == Format::k2Bit && kAligned && !kOverlaps<kColumns, kRows> &&
-                           (kColumns == 16 || kResident<kColumns, kRows, kAlone> == 1);
-
-// Of columns of sums in shared memory: without bank conflicts.
-template <int kRows>
-constexpr int kSumStride = kRows + 4;
-
-// Threads of a block: those that multiply, and helpers.
-template <int kColumns, int kRows>
-constexpr int kThreads = 128 * hopper_groups(kRows) + kHelpers<kColumns, kRows>;
-
-// Value: int8_t, or what x is where activations stay in floating point; then ternary weights. Blocks share K where the
-// activations are int8 and a warpgroup has 64 rows: the sums of more would take longer than the products that they
-// save.
-template <Format kFormat, int kColumns, int kRows, bool kAligned, bool kAlone, typename Value>
-__global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns, kRows, kAlone>)
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::kResident)
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Layout = Chunk<kFormat>;
-  constexpr int kRowTiles = hopper_row_tiles(kRows), kMultiplying = 128 * hopper_groups(kRows);
-  constexpr bool kInt8 = std::is_same_v<Value, int8_t>, kSharesK = kInt8 && kRowTiles == 1;
-  using Sum = std::conditional_t<kInt8, int, float>;
-  constexpr uint32_t kStage = kStageBytes<kFormat, kColumns, kRows, Value>;
-  constexpr int kBatchesOfChunk = kBatches<kFormat, kColumns, kRows, Value>;
-  constexpr bool kByBoxes = kBoxes<kRows, kAligned>, kMovesRegisters = kHelpers<kColumns, kRows> == kHelpingGroup;
-  constexpr int kFetchers = kByBoxes ? 64 : 32, kForInitialized = kMultiplying + kFetchers,
-                kForFactors = kMultiplying + kHelpers<kColumns, kRows> - kFetchers;  // threads at these barriers
+  using Value = typename Shape::Value;
+  using Sum = typename Shape::Sum;
+  constexpr Format kFormat = Shape::kFormat;
+  constexpr int kColumns = Shape::kColumns, kRows = Shape::kRows, kRowTiles = Shape::kRowTiles;
+  constexpr bool kInt8 = Shape::kInt8, kByBoxes = Shape::kByBoxes, kOverlaps = Shape::kOverlaps;
+  constexpr int kMultiplying = Shape::kMultiplying, kFetchers = kByBoxes ? 64 : 32;
+  constexpr int kForInitialized = kMultiplying + kFetchers,
+                kForFactors = kMultiplying + Shape::kHelpers - kFetchers;  // threads at these barriers
   extern __shared__ __align__(1024) int8_t shared[];  // received sums, activations, weights; in the end sums or outputs
   __shared__ __align__(8) uint64_t barriers[2 * kMostStages + 1 + WeightBoxes<kRows>::kBarriers];
   __shared__ __align__(16) Factors<kRows, kColumns> factors;
@@ -91,11 +42,11 @@ __global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns,
   const Linear& linear = a.linear;
   const Quantized& quantized = a.quantized;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int stages = a.stages, splits = kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
+  const int stages = a.stages, splits = Shape::kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
   const int first_chunk = split * a.split_chunks + min(split, a.longer_splits);
   const int count = a.split_chunks + (split < a.longer_splits);
   // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
-  const int token_tile = static_cast<int>((kSharesK ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
+  const int token_tile = static_cast<int>((Shape::kSharesK ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
   if (token_tile >= a.token_tiles) return;
   const int first_token = token_tile * quantized.tile_tokens;
   int first_row;
@@ -105,9 +56,9 @@ __global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns,
                  full = in_register(shared_address(barriers)), empty = full + 8 * kMostStages;
   const Splits<kColumns, kRows> of_splits = {quantized.digits,       splits, split, a.most_own, shared_address(shared),
                                              empty + 8 * kMostStages};
-  const uint32_t weight_stages = ring + stages * kStage, of_boxes = empty + 8 * (kMostStages + 1);
+  const uint32_t weight_stages = ring + stages * Shape::kStage, of_boxes = empty + 8 * (kMostStages + 1);
   if (warp >= kMultiplying / 32) {
-    if constexpr (kMovesRegisters) decrease_registers<kRegistersOfHelpers>();
+    if constexpr (Shape::kMovesRegisters) decrease_registers<kRegistersOfHelpers>();
     if (warp >= (kMultiplying + kFetchers) / 32) {
       copy_factors<kInt8, kMultiplying + kFetchers>(a, weight, first_row, first_token, factors);
       announce<kFactorsThere, kForFactors>();
@@ -140,19 +91,19 @@ __global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns,
         boxes.fetch(&a.packed[weight_index], first_row, i * kChunkBytes);
     } else {
       wait_for_previous_kernel();
-      fetch_activations<kStage>(quantized.q + (token_tile * quantized.chunks + first_chunk) * kBatchesOfChunk * kStage,
-                                count * kBatchesOfChunk, ring, stages, full, empty);
+      fetch_activations<Shape::kStage>(
+          quantized.q + (token_tile * quantized.chunks + first_chunk) * Shape::kBatches * Shape::kStage,
+          count * Shape::kBatches, ring, stages, full, empty);
     }
     return;
   }
 
-  if constexpr (kMovesRegisters) increase_registers<kRegistersOfProducts>();
+  if constexpr (Shape::kMovesRegisters) increase_registers<kRegistersOfProducts>();
   auto weights = [&] {
     if constexpr (kByBoxes) {
       return WeightBoxes<kRows>(weight_stages, of_boxes);
     } else {
-      return ChunkCopies<kRows, kAligned>(weight, first_row, a.row_bytes, first_chunk, first_chunk + count,
-                                          weight_stages);
+      return typename Shape::Weights(weight, first_row, a.row_bytes, first_chunk, first_chunk + count, weight_stages);
     }
   }();
   synchronize<kInitialized, kForInitialized>();
@@ -160,46 +111,44 @@ __global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns,
   wait_for_previous_kernel();
   let_next_kernel_start();
 
-  constexpr bool kPaired = kInt8 && kIsPaired<kFormat, kColumns, kRows, kAligned, kAlone>;
   Sum sums[kRowTiles][kColumns / 2] = {};
-  Sum by_4[kPaired ? kColumns / 2 : 1] = {};
-  constexpr int kBatchWords = 4 / kBatchesOfChunk;
-  constexpr int kSteps = Layout::kPerByte * kBatchWords / (kInt8 ? 2 : 1);
-  uint32_t left[kOverlaps<kColumns, kRows> ? 2 : 1][kSteps][kRowTiles][4];
+  Sum by_4[Shape::kPaired ? kColumns / 2 : 1] = {};
+  constexpr int kBatchWords = 4 / Shape::kBatches;
+  constexpr int kSteps = weights_per_byte(kFormat) * kBatchWords / (kInt8 ? 2 : 1);
+  uint32_t left[kOverlaps ? 2 : 1][kSteps][kRowTiles][4];
   int stage = 0, phase = 0, last_stage = 0;
   Words<4> words[2 * kRowTiles];
   const uint32_t columns = columns_at(ring);
   weights.read(words);
   for (int i = 0; i < count; ++i) {
 #pragma unroll
-    for (int batch = 0; batch < kBatchesOfChunk; ++batch) {
-      auto& codes_of = left[kOverlaps<kColumns, kRows> ? batch % 2 : 0];
-      decode_batch<kFormat, Value, kBatchWords, kPaired>(words, batch * kBatchWords, codes_of);
+    for (int batch = 0; batch < Shape::kBatches; ++batch) {
+      auto& codes_of = left[kOverlaps ? batch % 2 : 0];
+      decode_batch<kFormat, Value, kBatchWords, Shape::kPaired>(words, batch * kBatchWords, codes_of);
       wait(full + 8 * stage, phase);
-      const uint32_t activations = columns + stage * (kStage / 16);
-      if constexpr (kPaired) {
+      const uint32_t activations = columns + stage * (Shape::kStage / 16);
+      if constexpr (Shape::kPaired) {
         multiply_paired<kFormat, kColumns>(by_4, sums[0], codes_of, activations);
       } else {
         multiply_batch<kFormat, Value, kColumns>(sums, codes_of, activations);
       }
-      if (batch + 1 == kBatchesOfChunk) {  // all words have become codes
+      if (batch + 1 == Shape::kBatches) {  // all words have become codes
         weights.leave();
         if (i + 1 < count) weights.read(words);
       }
-      wait_for_products<kOverlaps<kColumns, kRows> ? 1 : 0>();
-      if (lane == 0 && (!kOverlaps<kColumns, kRows> || i + batch > 0))
-        arrive(empty + 8 * (kOverlaps<kColumns, kRows> ? last_stage : stage));
+      wait_for_products<kOverlaps ? 1 : 0>();
+      if (lane == 0 && (!kOverlaps || i + batch > 0)) arrive(empty + 8 * (kOverlaps ? last_stage : stage));
       last_stage = stage;
       if (++stage == stages) stage = 0, phase ^= 1;
     }
   }
   wait_for_products<0>();
   if constexpr (!kByBoxes) wait_for_copies<0>();
-  if constexpr (kPaired)
+  if constexpr (Shape::kPaired)
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) sums[0][i] += 16 * by_4[i];
 
-  if constexpr (kSharesK) {
+  if constexpr (Shape::kSharesK) {
     if (splits > 1) {
       wait_for_cluster();  // all of its blocks have started
       of_splits.send_others(sums);
@@ -219,7 +168,7 @@ __global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns,
         weight, first_row, sums, factors, outputs, write_slice);
   };
   const auto write = [&](auto value) {
-    if constexpr (kSharesK)
+    if constexpr (Shape::kSharesK)
       if (splits > 1) {
         of_splits.template write_own<kFormat, decltype(value)>(sums, weight, first_row, first_token, linear.m, factors,
                                                                ring);
@@ -234,23 +183,22 @@ __global__ void __launch_bounds__(kThreads<kColumns, kRows>, kResident<kColumns,
   } else if (quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
     write(__half());
   } else {
-    constexpr int kStride = kSumStride<kRows>;
-    of_splits.template store_own<kStride>(sums, reinterpret_cast<int*>(shared + a.received_bytes));
+    of_splits.template store_own<Shape::kSumStride>(sums, reinterpret_cast<int*>(shared + a.received_bytes));
     synchronize<kSumsThere, kMultiplying>();
-    write_sums<kFormat, kRows, kStride>(a, weight, first_row, first_token, split, splits, factors, ring);
+    write_sums<kFormat, kRows, Shape::kSumStride>(a, weight, first_row, first_token, split, splits, factors, ring);
   }
 #endif
 }
 
-template <Format kFormat, int kColumns, int kRows, typename Value, bool kAligned>
-cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
-  constexpr int kRowTiles = hopper_row_tiles(kRows), kStage = kStageBytes<kFormat, kColumns, kRows, Value>;
-  constexpr int kWeights = Weights<kRows, kAligned>::kBytes;
+template <typename Shape>
+cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
+  constexpr int kColumns = Shape::kColumns, kRows = Shape::kRows, kStage = Shape::kStage;
+  constexpr int kWeights = Shape::Weights::kBytes;
   constexpr int kStatic = sizeof(Factors<kRows, kColumns>) + 1536;  // bytes of shared memory, with the system's own
   const HopperTile tile = a.quantized.hopper;
   const int splits = tile.splits, digits = a.quantized.digits;
   a.tiles = row_tiles(a.linear, kRows);
-  if constexpr (kBoxes<kRows, kAligned>) {
+  if constexpr (Shape::kByBoxes) {
     const cudaError_t error = map_packed(a.linear, a.row_bytes, kRows, kChunkBytes, a.packed);
     if (error != cudaSuccess) return error;
   }
@@ -269,10 +217,10 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const bool alone = tiles * splits <= hopper_blocks_at_once(device, splits, 1);
   const int space = room(alone ? 1 : hopper_resident(kColumns, kRows));
   const int room_of_stages = space < 2 * kStage ? room(1) : space;
-  const int fills = (chunks + splits - 1) / splits * kBatches<kFormat, kColumns, kRows, Value>;
+  const int fills = (chunks + splits - 1) / splits * Shape::kBatches;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
-  const int outputs = hopper_groups(kRows) * static_cast<int>(kOutputBytes<kColumns, kRowTiles>);
-  const int sums = a.most_own * 8 * kSumStride<kRows> * static_cast<int>(sizeof(int));
+  const int outputs = hopper_groups(kRows) * static_cast<int>(kOutputBytes<kColumns, Shape::kRowTiles>);
+  const int sums = a.most_own * 8 * Shape::kSumStride * static_cast<int>(sizeof(int));
   const int own = splits > 1 ? Splits<kColumns, kRows>::own_bytes(a.most_own) : 0;
   const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});
   // Blocks that find a multiprocessor each shall not share one.
@@ -280,26 +228,23 @@ cudaError_t launch_kernel(Hopper a, const Device& device, void* stream) {
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
-  // Where blocks share K that is no faster.
-  constexpr bool kCanBeAlone =
-      kFormat == Format::k2Bit && kAligned && kColumns > 16 && hopper_resident(kColumns, kRows) > 1;
-  const auto kernel = alone && splits == 1 ? hopper_kernel<kFormat, kColumns, kRows, kAligned, kCanBeAlone, Value>
-                                           : hopper_kernel<kFormat, kColumns, kRows, kAligned, false, Value>;
-  return launch(kernel, grid, kThreads<kColumns, kRows>, static_cast<size_t>(shared), stream, true, splits, a);
+  const auto kernel = alone && splits == 1 ? hopper_kernel<typename Shape::WhenAlone> : hopper_kernel<Shape>;
+  return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true, splits,
+                a);
 }
 
 template <Format kFormat, int kColumns, int kRows, typename Value = int8_t>
 cudaError_t launch_aligned(const Hopper& a, const Device& device, void* stream) {
   return rows_are_aligned(a.linear, a.row_bytes)
-             ? launch_kernel<kFormat, kColumns, kRows, Value, true>(a, device, stream)
-             : launch_kernel<kFormat, kColumns, kRows, Value, false>(a, device, stream);
+             ? launch_shape<TileShape<kFormat, kColumns, kRows, true, false, Value>>(a, device, stream)
+             : launch_shape<TileShape<kFormat, kColumns, kRows, false, false, Value>>(a, device, stream);
 }
 
 template <Format kFormat, typename Value>
 cudaError_t launch_floating(const Hopper& a, const Device& device, void* stream) {
   if (a.quantized.hopper.rows == 128) return launch_aligned<kFormat, 128, 128, Value>(a, device, stream);
   if constexpr (kFormat == Format::k2Bit)  // most aligned ones are hopper_turns.cu's
-    return launch_kernel<kFormat, 128, 256, Value, false>(a, device, stream);
+    return launch_shape<TileShape<kFormat, 128, 256, false, false, Value>>(a, device, stream);
   return launch_aligned<kFormat, 128, 256, Value>(a, device, stream);
 }
 
@@ -313,14 +258,14 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
   }
   const int columns = a.quantized.hopper.columns;
   if constexpr (kFormat == Format::k2Bit) {  // where rows are aligned
-    if (columns == 48) return launch_kernel<kFormat, 48, 128, int8_t, true>(a, device, stream);
+    if (columns == 48) return launch_shape<TileShape<kFormat, 48, 128, true, false, int8_t>>(a, device, stream);
     if (a.quantized.hopper.rows == 192) {
-      if (columns == 16) return launch_kernel<kFormat, 16, 192, int8_t, true>(a, device, stream);
-      if (columns == 32) return launch_kernel<kFormat, 32, 192, int8_t, true>(a, device, stream);
-      return launch_kernel<kFormat, 64, 192, int8_t, true>(a, device, stream);
+      if (columns == 16) return launch_shape<TileShape<kFormat, 16, 192, true, false, int8_t>>(a, device, stream);
+      if (columns == 32) return launch_shape<TileShape<kFormat, 32, 192, true, false, int8_t>>(a, device, stream);
+      return launch_shape<TileShape<kFormat, 64, 192, true, false, int8_t>>(a, device, stream);
     }
-    if (columns == 80) return launch_kernel<kFormat, 80, 256, int8_t, true>(a, device, stream);
-    if (columns == 96) return launch_kernel<kFormat, 96, 256, int8_t, true>(a, device, stream);
+    if (columns == 80) return launch_shape<TileShape<kFormat, 80, 256, true, false, int8_t>>(a, device, stream);
+    if (columns == 96) return launch_shape<TileShape<kFormat, 96, 256, true, false, int8_t>>(a, device, stream);
   }
   if (columns == 16) return launch_aligned<kFormat, 16, 128>(a, device, stream);
   if (columns == 32) return launch_aligned<kFormat, 32, 128>(a, device, stream);

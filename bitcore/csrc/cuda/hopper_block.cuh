@@ -1,4 +1,4 @@
-// What a block of hopper.cu or hopper_turns.cu is made of: two warpgroups that multiply, warps that help them, and the
+// What a block of hopper.cu or hopper_turns.cu is made of: warpgroups that multiply, warps that help them, and the
 // barriers at which they meet.
 #pragma once
 
@@ -10,8 +10,7 @@
 namespace bitlab::cuda {
 namespace {
 
-// Where a whole warpgroup helps those of the products: its threads, and registers of
-// a thread of it and of theirs.
+// Where a whole warpgroup helps those of the products: its threads, and registers of a thread of it and of theirs.
 constexpr int kHelpingGroup = 128, kRegistersOfHelpers = 24, kRegistersOfProducts = 240;
 constexpr int kMostStages = 10;
 constexpr int kBeside = 8;  // tiles of tokens that are computed side by side
