@@ -1,6 +1,7 @@
 """Runs every path of the CUDA kernels once on small odd shapes; to be run under compute-sanitizer."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from bitcore import BitQuantConfig
@@ -48,13 +49,8 @@ def main() -> None:
         (16, 11003, 4096),
         (128, 9001, 512),
     ):
-        weight = PackedWeight.from_float(torch.randn(out_features, in_features, device="cuda"), CONFIGS[0])
-        x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
-        y, expected = (
-            kernel(CONFIGS[0]).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
-        )
+        y, expected = by_both(CONFIGS[0], rows, out_features, in_features)
         assert torch.equal(y, expected), (out_features, rows)
-    config = BitQuantConfig.weight_only()
     for rows, out_features, in_features in (
         (1, 141, 203),
         (4, 141, 203),
@@ -63,15 +59,18 @@ def main() -> None:
         (280, 5888, 512),
         (192, 23000, 256),
     ):
-        weight = PackedWeight.from_float(torch.randn(out_features, in_features, device="cuda"), config)
-        x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
-        y, expected = (
-            kernel(config).linear(x, weight) for kernel in (KernelRegistry._kernels["cuda"], ReferenceKernel)
-        )
+        y, expected = by_both(BitQuantConfig.weight_only(), rows, out_features, in_features)
         torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
     between_products()
     torch.cuda.synchronize()
     print("all equal")
+
+
+def by_both(config: BitQuantConfig, rows: int, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """A random layer of random bfloat16 tokens, [rows, out_features]: by the CUDA kernel, and by the reference."""
+    weight = PackedWeight.from_float(torch.randn(out_features, in_features, device="cuda"), config)
+    x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
+    return KernelRegistry._kernels["cuda"](config).linear(x, weight), ReferenceKernel(config).linear(x, weight)
 
 
 @torch.no_grad()

@@ -43,6 +43,13 @@ def same(y: Tensor, expected: Tensor) -> bool:
     return y.dtype == expected.dtype and bool(((y == expected) | (y.isnan() & expected.isnan())).all())
 
 
+def check_with_and_without_bias(config: BitQuantConfig, weight: PackedWeight, x: Tensor) -> None:
+    """The bias is of float32."""
+    for bias in (None, torch.randn(weight.packed.shape[0], device="cuda")):
+        y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
+        assert same(y, expected)
+
+
 @every_config
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(2560, 2560), (520, 2048), (300, 11008), (1001, 1283)], ids=str)
@@ -92,9 +99,7 @@ def test_blocks_that_share_long_rows(sizes: tuple[int, int], rows: int) -> None:
     weight = random_weight(*sizes, config)
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
-        for bias in (None, torch.randn(sizes[0], device="cuda")):
-            y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
-            assert same(y, expected)
+        check_with_and_without_bias(config, weight, x)
 
 
 # What an H200 cuts into blocks of two warpgroups that have a multiprocessor each, and into blocks of three, whose last
@@ -120,9 +125,7 @@ def test_blocks_alone_and_of_three_warpgroups(sizes: tuple[int, int], rows: int)
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
         x[rows // 2, 7] = 50.0
-        for bias in (None, torch.randn(sizes[0], device="cuda")):
-            y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
-            assert same(y, expected)
+        check_with_and_without_bias(config, weight, x)
     config = BitQuantConfig.weight_only()
     kernel, weight = cuda_kernel(config), random_weight(*sizes, config)
     x = torch.randn((rows + 2) // 3, sizes[1], device="cuda")  # as many columns of their digits
@@ -154,9 +157,7 @@ def test_tiles_in_turns(sizes: tuple[int, int], rows: int, dtype: torch.dtype) -
     weight = random_weight(*sizes, config)
     x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
     x[rows // 2, 7] = 50.0
-    for bias in (None, torch.randn(sizes[0], device="cuda")):
-        y, expected = (kernel(config).linear(x, weight, bias) for kernel in (cuda_kernel, ReferenceKernel))
-        assert same(y, expected)
+    check_with_and_without_bias(config, weight, x)
 
 
 def test_a_group_of_layers_in_turns() -> None:

@@ -215,7 +215,7 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   };
   const int64_t tiles = static_cast<int64_t>(a.tiles.count) * a.token_tiles;
   const bool alone = tiles * splits <= hopper_blocks_at_once(device, splits, 1);
-  const int space = room(alone ? 1 : hopper_resident(kColumns, kRows));
+  const int space = room(alone ? 1 : Shape::kResident);
   const int room_of_stages = space < 2 * kStage ? room(1) : space;
   const int fills = (chunks + splits - 1) / splits * Shape::kBatches;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
@@ -236,15 +236,15 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
 template <Format kFormat, int kColumns, int kRows, typename Value = int8_t>
 cudaError_t launch_aligned(const Hopper& a, const Device& device, void* stream) {
   return rows_are_aligned(a.linear, a.row_bytes)
-             ? launch_shape<TileShape<kFormat, kColumns, kRows, true, false, Value>>(a, device, stream)
-             : launch_shape<TileShape<kFormat, kColumns, kRows, false, false, Value>>(a, device, stream);
+             ? launch_shape<TileShape<kFormat, kColumns, kRows, true, Value>>(a, device, stream)
+             : launch_shape<TileShape<kFormat, kColumns, kRows, false, Value>>(a, device, stream);
 }
 
 template <Format kFormat, typename Value>
 cudaError_t launch_floating(const Hopper& a, const Device& device, void* stream) {
   if (a.quantized.hopper.rows == 128) return launch_aligned<kFormat, 128, 128, Value>(a, device, stream);
   if constexpr (kFormat == Format::k2Bit)  // most aligned ones are hopper_turns.cu's
-    return launch_shape<TileShape<kFormat, 128, 256, false, false, Value>>(a, device, stream);
+    return launch_shape<TileShape<kFormat, 128, 256, false, Value>>(a, device, stream);
   return launch_aligned<kFormat, 128, 256, Value>(a, device, stream);
 }
 
@@ -258,14 +258,14 @@ cudaError_t launch_format(const Hopper& a, const Device& device, void* stream) {
   }
   const int columns = a.quantized.hopper.columns;
   if constexpr (kFormat == Format::k2Bit) {  // where rows are aligned
-    if (columns == 48) return launch_shape<TileShape<kFormat, 48, 128, true, false, int8_t>>(a, device, stream);
+    if (columns == 48) return launch_shape<TileShape<kFormat, 48, 128, true>>(a, device, stream);
     if (a.quantized.hopper.rows == 192) {
-      if (columns == 16) return launch_shape<TileShape<kFormat, 16, 192, true, false, int8_t>>(a, device, stream);
-      if (columns == 32) return launch_shape<TileShape<kFormat, 32, 192, true, false, int8_t>>(a, device, stream);
-      return launch_shape<TileShape<kFormat, 64, 192, true, false, int8_t>>(a, device, stream);
+      if (columns == 16) return launch_shape<TileShape<kFormat, 16, 192, true>>(a, device, stream);
+      if (columns == 32) return launch_shape<TileShape<kFormat, 32, 192, true>>(a, device, stream);
+      return launch_shape<TileShape<kFormat, 64, 192, true>>(a, device, stream);
     }
-    if (columns == 80) return launch_shape<TileShape<kFormat, 80, 256, true, false, int8_t>>(a, device, stream);
-    if (columns == 96) return launch_shape<TileShape<kFormat, 96, 256, true, false, int8_t>>(a, device, stream);
+    if (columns == 80) return launch_shape<TileShape<kFormat, 80, 256, true>>(a, device, stream);
+    if (columns == 96) return launch_shape<TileShape<kFormat, 96, 256, true>>(a, device, stream);
   }
   if (columns == 16) return launch_aligned<kFormat, 16, 128>(a, device, stream);
   if (columns == 32) return launch_aligned<kFormat, 32, 128>(a, device, stream);

@@ -10,8 +10,8 @@ namespace {
 
 // Value: int8_t, or what x is where activations stay in floating point; then ternary weights. kAlone: blocks find a
 // multiprocessor each.
-template <Format kFormatOfWeights, int kColumnsOfTile, int kRowsOfTile, bool kAlignedRows, bool kAlone,
-          typename ValueOfX>
+template <Format kFormatOfWeights, int kColumnsOfTile, int kRowsOfTile, bool kAlignedRows, typename ValueOfX = int8_t,
+          bool kAlone = false>
 struct TileShape {
   using Value = ValueOfX;
   static constexpr Format kFormat = kFormatOfWeights;
@@ -47,7 +47,7 @@ struct TileShape {
   static constexpr bool kPaired =
       kInt8 && kFormat == Format::k2Bit && kAligned && !kOverlaps && (kColumns == 16 || kResident == 1);
   static constexpr bool kCanBeAlone = kFormat == Format::k2Bit && kAligned && kColumns > 16 && kResident > 1;
-  using WhenAlone = TileShape<kFormat, kColumns, kRows, kAligned, kAlone || kCanBeAlone, Value>;
+  using WhenAlone = TileShape<kFormat, kColumns, kRows, kAligned, Value, kAlone || kCanBeAlone>;
 
   static constexpr int kSumStride = kRows + 4;  // of columns of sums in shared memory: without bank conflicts
 };

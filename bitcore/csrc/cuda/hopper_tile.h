@@ -187,15 +187,15 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
     }
   };
   if (!hopper_is_light(linear.format, floating)) consider(128, 128);  // else 64 columns are faster
-  const int64_t columns = linear.m * digits;
+  const int64_t in_all = linear.m * digits;                           // columns
   const auto consider_few = [&](int rows) {
-    consider(columns <= 16 ? 16 : 32, rows);
-    if (columns > 32) consider(64, rows);
+    consider(in_all <= 16 ? 16 : 32, rows);
+    if (in_all > 32) consider(64, rows);
   };
   if (!floating) {
     consider_few(128);
     if (hopper_has_all_tiles(linear)) {
-      if (columns > 32 && columns <= 48) consider(48, 128);
+      if (in_all > 32 && in_all <= 48) consider(48, 128);
       consider_few(192);
     }
   }

@@ -223,10 +223,10 @@ cudaError_t launch_shape(Turns a, const Device& device, void* stream) {
                 kStage = Shape::kStage;
   a.tiles = row_tiles(a.linear, kRows);
   a.token_tiles = static_cast<int>(hopper_token_tiles(a.linear, 1, Shape::kColumns));
-  a.whole_row_tiles = Shape::kLastColumns == 0 ? a.tiles.count
-                      : a.quantized.hopper.columns == Shape::kLastColumns
-                          ? 0
-                          : whole_row_tiles(a.tiles.count, a.token_tiles, device);
+  const bool has_whole = a.quantized.hopper.columns == Shape::kColumns;  // else all tiles are of kLastColumns
+  a.whole_row_tiles = !has_whole                 ? 0
+                      : Shape::kLastColumns == 0 ? a.tiles.count
+                                                 : whole_row_tiles(a.tiles.count, a.token_tiles, device);
   a.whole_tiles = a.all_tiles = a.whole_row_tiles * a.token_tiles;
   if constexpr (Shape::kLastColumns > 0) {
     a.last_token_tiles = static_cast<int>(hopper_token_tiles(a.linear, 1, Shape::kLastColumns));
