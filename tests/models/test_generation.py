@@ -134,12 +134,13 @@ def test_sampling_is_from_the_distribution_of_transformers(
 
 def test_a_generator_repeats_what_is_drawn() -> None:
     model = make("llama").deploy()
+    # Hot: the likeliest of a random model's tokens can be as good as certain.
+    options = {"max_new_tokens": 20, "do_sample": True, "temperature": 20.0}
     drawn = [
-        model.generate([[1, 2]], max_new_tokens=20, do_sample=True, generator=torch.Generator().manual_seed(seed))
-        for seed in (3, 3, 4, 5, 6, 7)
+        model.generate([[1, 2]], **options, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4, 5)
     ]
     assert torch.equal(drawn[0], drawn[1])
-    assert not all(torch.equal(drawn[0], other) for other in drawn[2:])
+    assert not any(torch.equal(drawn[0], other) for other in drawn[2:])
     only = model.generate([[1, 2]], max_new_tokens=5, do_sample=True, top_k=1)
     assert torch.equal(only, model.generate([[1, 2]], max_new_tokens=5))
 
