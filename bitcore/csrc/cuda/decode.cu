@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads* kGroups<kSource>, kResident / kGroup
   if constexpr (kSource == Source::kWorkspace) {
 #pragma unroll 1
     for (int i = 0; i < kStages - 1; ++i) reader.copy(ring + i * kStageBytes);
-    wait_for_previous_kernel();  // the quantization, which began after all before it had ended
+    wait_for_previous_kernel();  // the quantization; weights are there before, see launch.cuh
     let_next_kernel_start();
     // A warp needs the activations of its own chunks alone.
     const int vectors = Layout::kHalfSteps * columns;  // of 16 bytes in a chunk

@@ -148,18 +148,25 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) sums[0][i] += 16 * by_4[i];
 
+  const int group = warp / 4;
   if constexpr (Shape::kSharesK) {
     if (splits > 1) {
       wait_for_cluster();  // all of its blocks have started
-      of_splits.send_others(sums);
+      if (!a.gets_rows) {
+        of_splits.send_others(sums);
+      } else if (group != split) {
+        of_splits.send_rows(sums);
+        announce<kFactorsThere, kForFactors>();
+        return;
+      }
     }
   }
+  const uint32_t outputs = ring + group * kOutputBytes<kColumns, kRowTiles>;
+  OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m, outputs);
   synchronize<kFactorsThere, kForFactors>();  // from here on the stages are free
+  if constexpr (Shape::kSharesK)
+    if (a.gets_rows) of_splits.add_rows(sums);
   const auto write_pairs_as = [&](auto value, auto is_plain) {
-    const int group = warp / 4;
-    const uint32_t outputs = ring + group * kOutputBytes<kColumns, kRowTiles>;
-    OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m,
-                                             outputs);
     const auto write_slice = [&] {
       synchronize_group(group);
       writer.write();
@@ -169,7 +176,7 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
   };
   const auto write = [&](auto value) {
     if constexpr (Shape::kSharesK)
-      if (splits > 1) {
+      if (splits > 1 && !a.gets_rows) {
         of_splits.template write_own<kFormat, decltype(value)>(sums, weight, first_row, first_token, linear.m, factors,
                                                                ring);
         return;
@@ -192,7 +199,7 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
 
 template <typename Shape>
 cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
-  constexpr int kColumns = Shape::kColumns, kRows = Shape::kRows, kStage = Shape::kStage;
+  constexpr int kColumns = Shape::kColumns, kRows = Shape::kRows, kRowTiles = Shape::kRowTiles, kStage = Shape::kStage;
   constexpr int kWeights = Shape::Weights::kBytes;
   constexpr int kStatic = sizeof(Factors<kRows, kColumns>) + 1536;  // bytes of shared memory, with the system's own
   const HopperTile tile = a.quantized.hopper;
@@ -206,20 +213,21 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   a.received_bytes = static_cast<uint32_t>(received_bytes(tile, digits));
   const int chunks = static_cast<int>(a.quantized.chunks);
   a.splits = splits;
+  a.gets_rows = gets_rows(tile, digits, a.linear.dtype);
   a.most_own = most_own_eights(kColumns, digits, splits);
   a.split_chunks = chunks / splits;
   a.longer_splits = chunks % splits;
-  for (int rank = 0; rank < splits; ++rank) a.received_by[rank] = received_by(tile, digits, rank);
-  const auto room = [&](int resident) {
-    return device.shared_memory / resident - kWeights - static_cast<int>(a.received_bytes) - kStatic;
-  };
+  for (int rank = 0; rank < splits; ++rank) a.received_by[rank] = received_by(tile, digits, a.linear.dtype, rank);
+  const int rest = kWeights + static_cast<int>(a.received_bytes) + kStatic;
   const int64_t tiles = static_cast<int64_t>(a.tiles.count) * a.token_tiles;
   const bool alone = tiles * splits <= hopper_blocks_at_once(device, splits, 1);
-  const int space = room(alone ? 1 : Shape::kResident);
-  const int room_of_stages = space < 2 * kStage ? room(1) : space;
+  // Beside blocks that are alone those of the next call's quantization shall find room, two and two.
+  const int for_next = kRowTiles == 1 ? 2 * share_of(device, kMostQuantizing) : 0;
+  const int space = (alone ? device.shared_memory - for_next : device.shared_memory / Shape::kResident) - rest;
+  const int room_of_stages = space < 2 * kStage ? device.shared_memory - rest : space;
   const int fills = (chunks + splits - 1) / splits * Shape::kBatches;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
-  const int outputs = hopper_groups(kRows) * static_cast<int>(kOutputBytes<kColumns, Shape::kRowTiles>);
+  const int outputs = hopper_groups(kRows) * static_cast<int>(kOutputBytes<kColumns, kRowTiles>);
   const int sums = a.most_own * 8 * Shape::kSumStride * static_cast<int>(sizeof(int));
   const int own = splits > 1 ? Splits<kColumns, kRows>::own_bytes(a.most_own) : 0;
   const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});

@@ -6,8 +6,9 @@
 //     write     a lane adds what came for it; outputs of two bytes then go through a transposed copy, as those of one
 //               block do
 //
-// Columns are dealt out by eight tokens, all digits together. A block runs this code once, so fetching it takes longer
-// than running it: what can be a loop stays one.
+// Columns are dealt out by eight tokens, all digits together. Where there are as many blocks as warpgroups, rows are
+// instead: block i gets those of warpgroup i, in its registers, and writes them as if it had not shared K. A block runs
+// this code once, so fetching it takes longer than running it: what can be a loop stays one.
 #pragma once
 
 #include "hopper_outputs.cuh"
@@ -58,6 +59,34 @@ struct Splits {
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[i] += static_cast<int>(part.word[i]);
     }
+  }
+
+  // Where rows are dealt out: what the warpgroup `owner` gets from the `sender`-th of the others, of eight columns.
+  __device__ __forceinline__ uint32_t slot_of_rows(int sender, int eight) const {
+    return received + (sender * kEights + eight) * sent_sum_bytes(64) + threadIdx.x % 128 * 16;
+  }
+
+  __device__ __forceinline__ void send_rows(const int (&sums)[kRowTiles][kColumns / 2]) const {
+    const int owner = static_cast<int>(threadIdx.x) / 128;
+    const uint32_t to = address_in_block(slot_of_rows(rank - (rank > owner), 0), owner),
+                   at = address_in_block(barrier, owner);
+#pragma unroll
+    for (int eight = 0; eight < kEights; ++eight) {
+      const int* of = &sums[0][4 * eight];
+      send(to + eight * sent_sum_bytes(64), {of[0], of[1], of[2], of[3]}, at);
+    }
+  }
+
+  __device__ __forceinline__ void add_rows(int (&sums)[kRowTiles][kColumns / 2]) const {
+    wait(barrier, 0);
+#pragma unroll 1
+    for (int sender = 0; sender < splits - 1; ++sender)
+#pragma unroll
+      for (int eight = 0; eight < kEights; ++eight) {
+        const Words<4> part = load_shared_words(slot_of_rows(sender, eight));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[0][4 * eight + i] += static_cast<int>(part.word[i]);
+      }
   }
 
   // This block's own eights as int32 sums, to `to` [own columns][kStride].

@@ -29,15 +29,23 @@ constexpr int most_own_eights(int columns, int digits, int splits) {
   return (columns / 8 + digits * splits - 1) / (digits * splits) * digits;
 }
 
-constexpr int sent_sum_bytes(int rows) { return 128 * hopper_groups(rows) * 16; }  // of eight columns
+constexpr int sent_sum_bytes(int rows) { return rows / 64 * 128 * 16; }  // of eight columns, in a row tile a warpgroup
 
 // Of shared memory in which a block receives the sums of the others.
 constexpr int received_bytes(const HopperTile& tile, int digits) {
   return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * sent_sum_bytes(tile.rows);
 }
 
-// Of these, what block `rank` gets.
-inline uint32_t received_by(const HopperTile& tile, int digits, int rank) {
+// Whether block i of those that share K gets the sums of all columns in the rows of warpgroup i: where there are as
+// many blocks as warpgroups, and outputs of two bytes, which then go the way of those of one block.
+inline bool gets_rows(const HopperTile& tile, int digits, Dtype dtype) {
+  return tile.splits > 1 && tile.splits == hopper_groups(tile.rows) && digits == 1 && dtype != Dtype::kFloat32;
+}
+
+// Of the received bytes, what block `rank` gets.
+inline uint32_t received_by(const HopperTile& tile, int digits, Dtype dtype, int rank) {
+  if (gets_rows(tile, digits, dtype))
+    return static_cast<uint32_t>((tile.splits - 1) * tile.columns / 8 * sent_sum_bytes(64));
   int own = 0;
   for (int eight = 0; eight < tile.columns / 8; ++eight) own += eight / digits % tile.splits == rank;
   return static_cast<uint32_t>(own * (tile.splits - 1) * sent_sum_bytes(tile.rows));

@@ -1,4 +1,9 @@
 // Launches with the attribute that lets a kernel start before the one in front of it has ended.
+//
+// It may do so once all blocks of that one have ended or called let_next_kernel_start(), which a quantization calls at
+// once. So what multiplies may run beside the kernel in front of the quantization, if that one also lets the next start
+// early, and nothing that it writes may be read before wait_for_previous_kernel(). Weights and their scales are: they
+// must have been written by kernels that end first, as all of PyTorch's do.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
 
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) copy_weights(r, offset);
-  wait_for_previous_kernel();  // the quantization, which began after all before it had ended
+  wait_for_previous_kernel();  // the quantization; weights are there before, see launch.cuh
   let_next_kernel_start();
   copy_activations();
   if (threadIdx.x < m) copy_4_bytes(shared_address(&token_scale[threadIdx.x]), a.quantized.scale + threadIdx.x);

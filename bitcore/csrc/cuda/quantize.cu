@@ -180,8 +180,8 @@ __global__ void __launch_bounds__(kBlock)
     to[d] = in_register(tile_q + (out.fragments ? static_cast<int64_t>(first_word) * 4 * r_stride + place * 64 + t * 16
                                                 : place_of(out, first_word * 4 + t, place)));
   }
+  let_next_kernel_start();  // whose blocks take as long to start as these to quantize
   wait_for_previous_kernel();
-  let_next_kernel_start();
   uint32_t pairs[kKept][kCount / 2];
 #pragma unroll
   for (int i = 0; i < kKept; ++i) load_pairs<kCount>(row, i * kStepK, i * kStepK < left, pairs[i]);
@@ -256,39 +256,43 @@ NextWeights next_weights(const Linear& linear) {
   return next;
 }
 
-// Whether it did. Few tokens are a matter of latency; many of instructions, of which a lane that keeps more needs
-// fewer, and of all multiprocessors getting as many: so no more than kManyResident blocks fit on one. For narrow.cu no
-// more than kFewResident do: blocks that start beside those of the kernel in front gather on the multiprocessors that
-// it left without, and take twice as long there.
+// Blocks of quantize_even_kernel that a multiprocessor has room for. Few tokens start beside the blocks of the kernel
+// in front, and would gather on the multiprocessors that have none, where each then takes longer: so there is no more
+// room than all need to start at once. Of many tokens all multiprocessors shall get as many.
+inline int most_resident(const Linear& linear, const Quantized& out, const Device& device) {
+  const bool for_hopper = out.hopper.columns > 0;
+  if (linear.m >= kManyTokens || !(out.fragments || for_hopper)) return 8;
+  if (for_hopper) return linear.m <= device.multiprocessors ? 2 : kMostQuantizing;
+  return out.tile_columns == kNarrowColumns ? 2 : 3;
+}
+
+// Whether it did. Few tokens are a matter of latency, many of instructions, of which a lane that keeps more needs
+// fewer.
 template <Format kFormat, int kDigits>
 bool launch_even(const Linear& linear, const Quantized& out, const Device& device, void* stream, cudaError_t* error) {
-  constexpr int kManyResident = 8, kFewResident = 2;
-  const bool for_narrow = out.fragments && out.tile_columns == kNarrowColumns;
-  const int few_share = for_narrow ? share_of(device, kFewResident) : 0;
   dim3 blocks = blocks_of_tokens(linear, out);
   const NextWeights next = next_weights(linear);
   if (next.packed[0] != nullptr) blocks.y = std::max(blocks.y, (kPrefetchingBlocks + blocks.x - 1) / blocks.x);
-  const auto try_block = [&](auto kernel, int threads, int kept, int shared) {
+  const int shared = share_of(device, most_resident(linear, out, device));
+  const auto try_block = [&](auto kernel, int threads, int kept) {
     if (out.chunks * 4 > threads / 4 * kept) return false;
     *error = launch(kernel, blocks, threads, static_cast<size_t>(shared), stream, true, 1,
                     static_cast<const uint16_t*>(linear.x), linear.dtype, static_cast<int>(linear.m),
                     static_cast<int>(linear.k), linear.x_stride, out, next);
     return true;
   };
-  const bool many = linear.m >= kManyTokens;
-  const int many_share = share_of(device, kManyResident);
-  // No lane of these goes without where K is 2,560.
-  if (try_block(quantize_even_kernel<kFormat, kDigits, 160, 1>, 160, 1, many ? many_share : few_share)) return true;
-  if (many) {
-    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2, many_share) ||
-        try_block(quantize_even_kernel<kFormat, kDigits, 256, 2>, 256, 2, 0))
+  // No lane of the first goes without where K is 2,560.
+  if (try_block(quantize_even_kernel<kFormat, kDigits, 160, 1>, 160, 1)) return true;
+  if (linear.m >= kManyTokens) {
+    if (try_block(quantize_even_kernel<kFormat, kDigits, 128, 2>, 128, 2) ||
+        try_block(quantize_even_kernel<kFormat, kDigits, 256, 2>, 256, 2))
       return true;
-  } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1, few_share) ||
-             try_block(quantize_even_kernel<kFormat, kDigits, 512, 1>, 512, 1, few_share)) {
+  } else if (try_block(quantize_even_kernel<kFormat, kDigits, 256, 1>, 256, 1) ||
+             try_block(quantize_even_kernel<kFormat, kDigits, 512, 1>, 512, 1)) {
     return true;
   }
-  return try_block(quantize_even_kernel<kFormat, kDigits, 512, 2>, 512, 2, few_share) ||
-         try_block(quantize_even_kernel<kFormat, kDigits, 512, 6>, 512, 6, few_share);
+  return try_block(quantize_even_kernel<kFormat, kDigits, 512, 2>, 512, 2) ||
+         try_block(quantize_even_kernel<kFormat, kDigits, 512, 6>, 512, 6);
 }
 
 template <Format kFormat, int kWords>

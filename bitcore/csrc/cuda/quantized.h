@@ -54,6 +54,9 @@ __device__ __forceinline__ int64_t place_of(const Quantized& quantized, int r, i
 }
 #endif
 
+// Blocks that quantize fewer than 512 tokens for hopper.cu and fit on a multiprocessor.
+constexpr int kMostQuantizing = 4;
+
 // Writes x as it is in the order of `floating`. cudaError_t.
 int launch_arrange(const Linear& linear, const Quantized& quantized, void* stream);
 
