@@ -23,7 +23,7 @@
 namespace bitlab::cuda {
 namespace {
 
-template <typename Shape>
+template <typename Shape, Outputs kOutputs>
 __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::kResident)
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -181,10 +181,14 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
                                                                ring);
         return;
       }
-    visit_plain(weight, [&](auto is_plain) { write_pairs_as(value, is_plain); });
+    visit_plain<kOutputs>(weight, [&](auto is_plain) { write_pairs_as(value, is_plain); });
   };
   if constexpr (!kInt8) {
     write(Value());
+  } else if constexpr (kOutputs == Outputs::kBFloat16) {
+    write(__nv_bfloat16());
+  } else if constexpr (kOutputs == Outputs::kFloat16) {
+    write(__half());
   } else if (quantized.digits == 1 && linear.dtype == Dtype::kBFloat16) {
     write(__nv_bfloat16());
   } else if (quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
@@ -236,9 +240,14 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
-  const auto kernel = alone && splits == 1 ? hopper_kernel<typename Shape::WhenAlone> : hopper_kernel<Shape>;
-  return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true, splits,
-                a);
+  return visit_outputs < Shape::kFormat == Format::k2Bit &&
+         Shape::kInt8 > (outputs_of(a.linear, digits), [&](auto constant) {
+           constexpr Outputs kOutputs = decltype(constant)::value;
+           const auto kernel = alone && splits == 1 ? hopper_kernel<typename Shape::WhenAlone, kOutputs>
+                                                    : hopper_kernel<Shape, kOutputs>;
+           return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true,
+                         splits, a);
+         });
 }
 
 template <Format kFormat, int kColumns, int kRows, typename Value = int8_t>

@@ -48,9 +48,11 @@ template <int kColumns>
 constexpr int kSlice = kColumns > 64 ? 32 : 16;
 
 // Calls visit(whether `weight` has neither bias nor zero points, as a constant).
-template <typename Visit>
+template <Outputs kOutputs, typename Visit>
 __device__ __forceinline__ void visit_plain(const Weight& weight, const Visit& visit) {
-  if (weight.bias == nullptr && weight.zero_point == nullptr) {
+  if constexpr (kOutputs != Outputs::kAny) {
+    visit(std::true_type());
+  } else if (weight.bias == nullptr && weight.zero_point == nullptr) {
     visit(std::true_type());
   } else {
     visit(std::false_type());

@@ -44,6 +44,27 @@ __device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTil
     for (int j = 0; j < kRowTiles; ++j) settle(left[step][j]);
 }
 
+// The left operand of a batch of one row tile, int8.
+template <Format kFormat, int kWords, int kSteps>
+__device__ __forceinline__ void decode_rows(const Words<4>& row, const Words<4>& row8, int first_word,
+                                            uint32_t (&left)[kSteps][4]) {
+  constexpr int kPerByte = weights_per_byte(kFormat);
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      uint32_t codes[kPerByte];
+      decode_high<kFormat>((half == 0 ? row : row8).word[first_word + w], codes);
+#pragma unroll
+      for (int c = 0; c < kPerByte; ++c) {
+        const int r = w * kPerByte + c;
+        left[r / 2][r % 2 * 2 + half] = codes[c];
+      }
+    }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) settle(left[step]);
+}
+
 // The left operand of a step of a row tile with floating-point activations in the order of K, of a word of each row
 // that all four lanes of the row have. Lane t needs codes 2t, 2t + 1 and 8 + 2t, 9 + 2t of a word, a nibble each of
 // bytes t / 2 and t / 2 + 2. Times 2**14 and 2**28, or 2**10 and 2**24, the codes of the low or high nibble come to the

@@ -69,71 +69,69 @@ inline int64_t hopper_blocks_at_once(const Device& device, int splits, int resid
 
 // What a tile costs beside its products, in about cycles.
 struct HopperCosts {
-  int64_t chunk_256_rows, chunk_192_rows, chunk_128_columns, chunk_64_columns, chunk_32_columns;
-  int64_t least_64_alone, least_32_alone, least_shared;  // a chunk of 128 rows and fewer columns waits for its products
-  int64_t block, block_192_rows, block_size;             // the ends of a block: beside, and for each 128 x 1 outputs
-  int64_t split, split_size;                             // the same where blocks share K
-  int64_t shared_tenths;                                 // times as much for blocks that share a multiprocessor
-  int64_t turns_together;                                // of blocks that end together, since they started together
+  int64_t chunk_256_rows, chunk_192_rows, chunk_128_columns;
+  int64_t chunk[4], least_alone[4];  // of 128 rows and 16, 32, 48 or 64 columns, where a chunk waits for its products
+  int64_t least_shared;
+  int64_t block, block_192_rows, block_size;   // the ends of a block: beside, and for each 128 x 1 outputs
+  int64_t split, split_size, split_rows_size;  // the same where blocks share K, and where they get rows
+  int64_t shared_tenths;                       // times as much for blocks that share a multiprocessor
+  int64_t turns_together;                      // of blocks that end together, since they started together
 };
-// Fits to measurements on an H200: of codes that are decoded in few instructions with 16 to 4,096 tokens, and of others
-// with 16 to 8,192; chunk_64_columns and least_32_alone of the former were lowered by what was measured since, and what
-// 192 rows cost was fitted to that.
+// Fits to measurements on an H200: of codes that are decoded in few instructions with 12 to 4,096 tokens, and of others
+// with 16 to 8,192.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
-                                     .chunk_192_rows = 1000,
+                                     .chunk_192_rows = 761,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
-                                     .chunk_64_columns = 400,
-                                     .chunk_32_columns = 700,
-                                     .least_64_alone = 1240,
-                                     .least_32_alone = 1000,
+                                     .chunk = {775, 287, 514, 508},
+                                     .least_alone = {688, 885, 583, 1033},
                                      .least_shared = 0,
-                                     .block = 4700,
-                                     .block_192_rows = 7500,
-                                     .block_size = 1,
-                                     .split = 1000,
-                                     .split_size = 83,
-                                     .shared_tenths = 16,
+                                     .block = 6195,
+                                     .block_192_rows = 7969,
+                                     .block_size = 6,
+                                     .split = 216,
+                                     .split_size = 167,
+                                     .split_rows_size = 56,
+                                     .shared_tenths = 14,
                                      .turns_together = 6};
 constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
                                      .chunk_192_rows = 0,  // never asked for either
                                      .chunk_128_columns = 450,
-                                     .chunk_64_columns = 350,
-                                     .chunk_32_columns = 350,
-                                     .least_64_alone = 1000,
-                                     .least_32_alone = 1000,
+                                     .chunk = {350, 350, 350, 350},
+                                     .least_alone = {1000, 1000, 1000, 1000},
                                      .least_shared = 1000,
                                      .block = 1500,
                                      .block_192_rows = 0,
                                      .block_size = 30,
                                      .split = 700,
                                      .split_size = 30,
+                                     .split_rows_size = 30,
                                      .shared_tenths = 12,
                                      .turns_together = 2};
 constexpr bool hopper_is_light(Format format, bool floating) { return format != Format::kBase3 && !floating; }
 
 // About the cycles that a call in so many blocks takes, with K of so many chunks of weights.
-inline int64_t hopper_cost(Format format, int64_t chunks, int64_t blocks, bool floating, const HopperTile& tile,
-                           const Device& device) {
-  const HopperCosts& costs = hopper_is_light(format, floating) ? kLightCosts : kHeavyCosts;
+inline int64_t hopper_cost(const Linear& linear, int digits, int64_t chunks, int64_t blocks, bool floating,
+                           const HopperTile& tile, const Device& device) {
+  const HopperCosts& costs = hopper_is_light(linear.format, floating) ? kLightCosts : kHeavyCosts;
   const int64_t size = tile.rows / 64 * tile.columns / 2;
-  const int64_t products = 64 * weights_per_byte(format) * size / (floating ? 16 : 32);
+  const int64_t products = 64 * weights_per_byte(linear.format) * size / (floating ? 16 : 32);
   const int resident = hopper_resident(tile.columns, tile.rows);
   const int64_t at_once = hopper_blocks_at_once(device, tile.splits, resident);
   const bool alone = blocks <= hopper_blocks_at_once(device, tile.splits, 1);
   const int64_t half_turns =
       blocks <= costs.turns_together * at_once ? (blocks + at_once - 1) / at_once * 2 : 2 * blocks / at_once + 1;
+  const int few = tile.columns / 16 - 1;
   const int64_t beside = tile.rows == 256      ? costs.chunk_256_rows
                          : tile.rows == 192    ? costs.chunk_192_rows
                          : tile.columns == 128 ? costs.chunk_128_columns
-                         : tile.columns > 32   ? costs.chunk_64_columns
-                                               : costs.chunk_32_columns;
+                                               : costs.chunk[few];
   int64_t chunk = (products + beside) * (alone ? 1 : resident);
-  const int64_t least_alone = tile.columns > 32 ? costs.least_64_alone : costs.least_32_alone;
-  if (tile.columns < 128 && tile.rows == 128) chunk = std::max(chunk, alone ? least_alone : costs.least_shared);
+  if (tile.columns < 128 && tile.rows == 128)
+    chunk = std::max(chunk, alone ? costs.least_alone[few] : costs.least_shared);
   const int64_t block = tile.rows == 192 ? costs.block_192_rows : costs.block;
-  const int64_t ends =
-      (block + costs.block_size * size + (tile.splits > 1 ? costs.split + costs.split_size * size : 0)) *
-      (alone ? 10 : costs.shared_tenths) / 10;
+  const int64_t split_size = gets_rows(tile, digits, linear.dtype) ? costs.split_rows_size : costs.split_size;
+  const int64_t ends = (block + costs.block_size * size + (tile.splits > 1 ? costs.split + split_size * size : 0)) *
+                       (alone ? 10 : costs.shared_tenths) / 10;
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
 }
 
@@ -158,7 +156,7 @@ inline int whole_row_tiles(int tiles, int token_tiles, const Device& device) {
 struct TurnsCosts {
   int64_t call, tile, tile_column, chunk, chunk_column;
 };
-constexpr TurnsCosts kInt8Turns = {29000, 4500, 34, 2300, 18}, kFloatingTurns = {13000, 2600, 18, 2000, 40};
+constexpr TurnsCosts kInt8Turns = {22103, 8898, 46, 4255, 19}, kFloatingTurns = {13000, 2600, 18, 2000, 40};
 
 inline int64_t turns_cost(const Linear& linear, int64_t chunks, bool floating, const HopperTile& tile,
                           const Device& device) {
@@ -174,7 +172,7 @@ inline int64_t turns_cost(const Linear& linear, int64_t chunks, bool floating, c
   return costs.call + of_turns(whole, tile.columns) + of_turns(rows - whole, tile.last_columns);
 }
 
-// What hopper.cu's tiles of 48 columns and of 192 rows are compiled for.
+// What hopper.cu's tiles of 48 columns and of 192 rows are compiled for, and the costs of 16 columns fitted.
 inline bool hopper_has_all_tiles(const Linear& linear) {
   return linear.format == Format::k2Bit && rows_are_aligned(linear, bytes_of_row(linear));
 }
@@ -190,7 +188,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
     for (int splits = 1; splits == 1 || (splits <= most && tiles * splits <= 2 * device.multiprocessors); ++splits) {
       const HopperTile tile = {columns, rows, splits, false, 0};
       if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
-      const int64_t cost = hopper_cost(linear.format, chunks, tiles * splits, floating, tile, device);
+      const int64_t cost = hopper_cost(linear, digits, chunks, tiles * splits, floating, tile, device);
       if (cost < best_cost) best = tile, best_cost = cost;
     }
   };
@@ -203,7 +201,8 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
   if (!floating) {
     consider_few(128);
     if (hopper_has_all_tiles(linear)) {
-      if (in_all > 32 && in_all <= 48) consider(48, 128);
+      if (in_all > 16) consider(16, 128);
+      if (in_all > 32) consider(48, 128);
       consider_few(192);
     }
   }
@@ -225,6 +224,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
   if (!floating) {
     consider_turns(96, 0);
     consider_turns(128, 96);
+    consider_turns(128, 64);
   }
   return best;
 }

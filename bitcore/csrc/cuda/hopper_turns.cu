@@ -24,7 +24,7 @@ constexpr int kMostSlices = 4;  // of a tile's outputs
 constexpr int kWeights = kThreads / 32 * kAhead * static_cast<int>(kWeightStage);
 
 // A warpgroup. Tiles take turns with two sets of factors: a warp may be ahead of the others' outputs.
-template <typename Shape, typename OfBlock>
+template <typename Shape, Outputs kOutputs, typename OfBlock>
 __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, WeightCopies<!Shape::kInt8>& weights,
                                          int group, uint32_t outputs, OfBlock (&all_factors)[2]) {
   using Value = typename Shape::Value;
@@ -59,51 +59,48 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
       last_stage = stage;
     };
     Words<4> words[2 * kRowTiles];
-    uint32_t left[2][kSteps][kInt8 ? kRowTiles : 1][4];  // of this batch and the one before, or of the two row tiles
-    if constexpr (kInt8) {
-      weights.read(words);
-    } else {
+    uint32_t left[kRowTiles][kSteps][4];
 #pragma unroll
-      for (int j = 0; j < kRowTiles; ++j) weights.read_piece(0, j, words);
+    for (int j = 0; j < kRowTiles; ++j) {
+      if constexpr (kInt8) {
+        weights.template read<kAhead - 1>(j, words);
+      } else {
+        weights.read_piece(0, j, words);
+      }
     }
 #pragma unroll 1
     for (int i = 0; i < a.chunks; ++i) {
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
         const uint32_t activations = columns_at(ring.activations + stage * Shape::kStage);
-        if constexpr (kInt8) {
-          auto& codes_of = left[batch % 2];
-          decode_batch<kFormat, Value, kWords>(words, batch * kWords, codes_of);
-          wait(ring.full + 8 * stage, phase);
-          multiply_batch<kFormat, Value, kTile>(sums, codes_of, activations);
-          if (i == 0 && batch == 0) copy_factors();
-          if (batch + 1 == kBatches) {  // all words have become codes
-            weights.copy();
-            if (i + 1 < a.chunks) weights.read(words);
+        // A warp waits wherever it starts a product, so it starts those of one row tile and decodes for the other.
+#pragma unroll
+        for (int j = 0; j < kRowTiles; ++j) {
+          if constexpr (kInt8) {
+            decode_rows<kFormat, kWords>(words[2 * j], words[2 * j + 1], batch * kWords, left[j]);
+          } else {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step)
+              decode_in_order(words[2 * j].word[step], words[2 * j + 1].word[step], left[j][step]);
           }
-          leave_last_stage();
-        } else {
-          // A warp waits wherever it starts a product, so it starts few at once and decodes in between.
+          if (j == 0) wait(ring.full + 8 * stage, phase);
+          begin_products();
 #pragma unroll
-          for (int j = 0; j < kRowTiles; ++j) {
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step)
-              decode_in_order(words[2 * j].word[step], words[2 * j + 1].word[step], left[j][step][0]);
-            if (j == 0) wait(ring.full + 8 * stage, phase);
-            begin_products();
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step)
-              multiply_async<Value, kTile>(sums[j], left[j][step][0],
-                                           columns_of_step<kFormat, kTile>(activations, step));
-            end_products();
-            if (i == 0 && batch == 0 && j == 1) copy_factors();
+          for (int step = 0; step < kSteps; ++step)
+            multiply_async<Value, kTile>(sums[j], left[j][step], columns_of_step<kFormat, kTile>(activations, step));
+          end_products();
+          if (i == 0 && batch == 0 && j == 1) copy_factors();
+          if constexpr (!kInt8) {
             weights.read_piece((batch + 1) % kBatches, j, words);
             if (batch == 2 && j == 1) weights.copy();  // all words have been read
-            if (j == 0) {
-              leave_last_stage();
-            } else {
-              wait_for_products<1>();
-            }
+          } else if (batch + 1 == kBatches) {
+            if (i + 1 < a.chunks) weights.template read<kAhead - 2>(j, words);
+            if (j == 1) weights.copy();
+          }
+          if (j == 0) {
+            leave_last_stage();
+          } else {
+            wait_for_products<1>();
           }
         }
         if (++stage == a.stages) stage = 0, phase ^= 1;
@@ -126,24 +123,25 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
       if (lane == 0) arrive(staged);
       staged += 8;
     };
-    const auto stage_as = [&](auto value, auto is_plain) {
-      stage_outputs<kFormat, kTile, kRowTiles, decltype(is_plain)::value, decltype(value)>(
-          *weight, first_row, sums, factors, outputs, slice_is_staged);
+    const auto stage_as = [&](auto value) {
+      visit_plain<kOutputs>(*weight, [&](auto is_plain) {
+        stage_outputs<kFormat, kTile, kRowTiles, decltype(is_plain)::value, decltype(value)>(
+            *weight, first_row, sums, factors, outputs, slice_is_staged);
+      });
     };
-    const auto stage_all = [&](auto value) { visit_plain(*weight, [&](auto is_plain) { stage_as(value, is_plain); }); };
     if constexpr (!kInt8) {
-      stage_all(Value());
-    } else if (linear.dtype == Dtype::kBFloat16) {
-      stage_all(__nv_bfloat16());
+      stage_as(Value());
+    } else if (kOutputs == Outputs::kBFloat16 || kOutputs == Outputs::kAny && linear.dtype == Dtype::kBFloat16) {
+      stage_as(__nv_bfloat16());
     } else {
-      stage_all(__half());
+      stage_as(__half());
     }
   });
   wait_for_copies<0>();
 }
 
 // Outputs are of two bytes.
-template <typename Shape>
+template <typename Shape, Outputs kOutputs>
 __global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_constant__ Turns a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kBarriersOfGroup = kMostSlices + 1;
@@ -193,7 +191,7 @@ __global__ void __launch_bounds__(kBlock, 1) hopper_turns_kernel(const __grid_co
     synchronize<kInitialized, kBlock>();
     wait_for_previous_kernel();
     let_next_kernel_start();
-    multiply<Shape>(a, ring, copies, group, outputs, factors[group]);
+    multiply<Shape, kOutputs>(a, ring, copies, group, outputs, factors[group]);
   }
 #endif
 }
@@ -236,8 +234,10 @@ cudaError_t launch_shape(Turns a, const Device& device, void* stream) {
   if (error != cudaSuccess) return error;
   a.stages = std::min((device.shared_memory - kRest - kStatic) / kStage, kMostStages);
   const dim3 grid(static_cast<unsigned>(std::min(a.all_tiles, device.multiprocessors)));
-  return launch(hopper_turns_kernel<Shape>, grid, kBlock, static_cast<size_t>(a.stages * kStage + kRest), stream, true,
-                1, a);
+  return visit_outputs<Shape::kInt8>(outputs_of(a.linear, 1), [&](auto outputs) {
+    return launch(hopper_turns_kernel<Shape, decltype(outputs)::value>, grid, kBlock,
+                  static_cast<size_t>(a.stages * kStage + kRest), stream, true, 1, a);
+  });
 }
 
 template <typename Value>
@@ -246,6 +246,7 @@ cudaError_t launch_columns(const Turns& a, const Device& device, void* stream) {
   if constexpr (std::is_same_v<Value, int8_t>) {
     if (tile.columns == 80) return launch_shape<Shape<80, 0, Value>>(a, device, stream);
     if (tile.columns == 96) return launch_shape<Shape<96, 0, Value>>(a, device, stream);
+    if (tile.last_columns == 64) return launch_shape<Shape<128, 64, Value>>(a, device, stream);
     if (tile.last_columns == 96) return launch_shape<Shape<128, 96, Value>>(a, device, stream);
   }
   // Of floating-point activations 80 columns alone are 3 % faster so than as a shape of their own.

@@ -48,7 +48,7 @@ constexpr int shared_bytes() {
   return rings > sums ? rings : sums;
 }
 
-template <Format kFormat, int kRowTiles, bool kAligned>
+template <Format kFormat, int kRowTiles, bool kAligned, Outputs kOutputs>
 __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_constant__ Narrow a) {
   using Layout = Chunk<kFormat>;
   constexpr int kRows = 16 * kRowTiles, kQuads = Layout::kHalfSteps / 4;
@@ -179,21 +179,25 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   };
   constexpr int kAtOnce = kThreads / kRows, kEach = kColumns / kAtOnce;  // tokens
   const int first_token = static_cast<int>(threadIdx.x) / kRows;
-  if (digits == 1) {
+  if constexpr (kOutputs != Outputs::kAny) __builtin_assume(weight.bias == nullptr);
+  const Dtype dtype = kOutputs == Outputs::kBFloat16  ? Dtype::kBFloat16
+                      : kOutputs == Outputs::kFloat16 ? Dtype::kFloat16
+                                                      : linear.dtype;
+  if (kOutputs != Outputs::kAny || digits == 1) {
     int totals[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) totals[i] = sum_of(first_token + i * kAtOnce);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int token = first_token + i * kAtOnce;
-      if (token < m) of_row.write(linear.dtype, token, &totals[i], 1, token_scale[token]);
+      if (token < m) of_row.write(dtype, token, &totals[i], 1, token_scale[token]);
     }
   } else {
     for (int token = first_token; token < m; token += kAtOnce) {
       int totals[kFloatDigits];
 #pragma unroll
       for (int d = 0; d < kFloatDigits; ++d) totals[d] = sum_of(token * kFloatDigits + d);
-      of_row.write(linear.dtype, token, totals, kFloatDigits, token_scale[token]);
+      of_row.write(dtype, token, totals, kFloatDigits, token_scale[token]);
     }
   }
 }
@@ -201,12 +205,16 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
 template <Format kFormat, int kRowTiles>
 cudaError_t launch_rows(Narrow a, const Device& device, bool aligned, void* stream) {
   a.tiles = row_tiles(a.linear, 16 * kRowTiles);
-  const auto kernel = aligned ? narrow_kernel<kFormat, kRowTiles, true> : narrow_kernel<kFormat, kRowTiles, false>;
   const int rings = aligned ? shared_bytes<kFormat, kRowTiles, true>() : shared_bytes<kFormat, kRowTiles, false>();
   // Blocks that find a multiprocessor each shall not share one.
   const int alone = a.tiles.count <= device.multiprocessors ? share_of(device, 1) : 0;
-  return launch(kernel, dim3(static_cast<unsigned>(a.tiles.count)), kThreads,
-                static_cast<size_t>(std::max(rings, alone)), stream, true, 1, a);
+  return visit_outputs<kFormat == Format::k2Bit>(outputs_of(a.linear, a.quantized.digits), [&](auto constant) {
+    constexpr Outputs kOutputs = decltype(constant)::value;
+    const auto kernel = aligned ? narrow_kernel<kFormat, kRowTiles, true, kOutputs>
+                                : narrow_kernel<kFormat, kRowTiles, false, kOutputs>;
+    return launch(kernel, dim3(static_cast<unsigned>(a.tiles.count)), kThreads,
+                  static_cast<size_t>(std::max(rings, alone)), stream, true, 1, a);
+  });
 }
 
 // About the time that tiles of so many row tiles take: activations count as two and a half of them, and a block alone

@@ -34,11 +34,18 @@ bool is_ternary(const Linear& linear) {
   return linear.format == Format::k2Bit || linear.format == Format::kBase3;
 }
 
-// Of up to kNarrowColumns columns, as measured on an H200.
+// Of few columns, as measured on an H200: where five tokens or more read many weights.
+bool hopper_beats_decode(const Linear& linear) {
+  int64_t rows = 0;
+  for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
+  return hopper_has_all_tiles(linear) && linear.quantization != Quantization::kNone && linear.m > 4 &&
+         rows * linear.k > int64_t{4096} * 4096;
+}
+
 bool hopper_beats_narrow(const Linear& linear, const Device& device) {
   const int64_t tiles = row_tiles(linear, 128).count, multiprocessors = device.multiprocessors;
-  if (tiles > multiprocessors) return true;  // K need not be shared
-  // Or short rows, and a tile for each of most multiprocessors.
+  if (tiles > multiprocessors || hopper_beats_decode(linear)) return true;
+  // Short rows, and a tile for each of most multiprocessors.
   return linear.format == Format::k2Bit && linear.quantization != Quantization::kNone && linear.k <= 4096 &&
          5 * tiles >= 3 * multiprocessors;
 }
@@ -48,7 +55,7 @@ Path path_of(const Linear& linear, const Device& device) {
 #ifdef BITLAB_HAVE_HOPPER
   hopper = device.compute_capability == 90 && hopper_can_serve(linear);
 #endif
-  if (decode_can_serve(linear, digits_of(linear), device))
+  if (!(hopper && hopper_beats_decode(linear)) && decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear), device) ? Path::kDecodeQuantizing : Path::kDecode;
   if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
   if (!(hopper && hopper_beats_narrow(linear, device)) && narrow_can_serve(linear, digits_of(linear), device))

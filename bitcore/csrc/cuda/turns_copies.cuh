@@ -115,12 +115,13 @@ struct WeightCopies {
     }
   }
 
-  // Of a chunk what this lane has copied.
-  __device__ __forceinline__ void read(Words<4> (&words)[2 * kRowTiles]) {
-    wait_for_copies<kAhead - 1>();
+  // Of a chunk what this lane has copied of row tile j, behind which so many chunks are on their way.
+  template <int kBehind>
+  __device__ __forceinline__ void read(int j, Words<4> (&words)[2 * kRowTiles]) {
+    if (j == 0) wait_for_copies<kBehind>();
 #pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j) words[j] = load_shared_words(read_stage + j * 8 * kChunkBytes);
-    read_stage = next(read_stage);
+    for (int i = 2 * j; i < 2 * j + 2; ++i) words[i] = load_shared_words(read_stage + i * 8 * kChunkBytes);
+    if (j + 1 == kRowTiles) read_stage = next(read_stage);
   }
 
   // Of a chunk what lane `piece` of four has copied of row tile j, for all of them.
