@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "fragments.cuh"
+#include "outputs.h"
 
 namespace bitlab::cuda {
 
@@ -259,11 +260,16 @@ struct OutputRow {
   }
 
   // `sums` of a token's digits, as product_of takes them.
+  template <Outputs kOutputs = Outputs::kAny>
   __device__ __forceinline__ void write(Dtype dtype, int64_t token, const int* sums, int digits,
                                         float token_scale) const {
-    const float factor = __fmul_rn(token_scale, scale);
-    const float value = with_bias(__fmul_rn(product_of(sums, digits), factor), weight, n);
-    store_float(weight.y, dtype, token * weight.n + n, value);
+    const float value = __fmul_rn(product_of(sums, digits), __fmul_rn(token_scale, scale));
+    const int64_t i = token * weight.n + n;
+    if constexpr (kOutputs == Outputs::kAny) {
+      store_float(weight.y, dtype, i, with_bias(value, weight, n));
+    } else {
+      store_float(weight.y, kOutputs == Outputs::kBFloat16 ? Dtype::kBFloat16 : Dtype::kFloat16, i, value);
+    }
   }
 };
 

@@ -18,6 +18,7 @@
 #include "hopper_splits.cuh"
 #include "hopper_tile.h"
 #include "launch.cuh"
+#include "outputs.h"
 #include "tensor_map.h"
 
 namespace bitlab::cuda {

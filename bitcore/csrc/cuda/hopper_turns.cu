@@ -12,6 +12,7 @@
 #include "hopper_products.cuh"
 #include "hopper_tile.h"
 #include "launch.cuh"
+#include "outputs.h"
 #include "tensor_map.h"
 #include "turns_copies.cuh"
 

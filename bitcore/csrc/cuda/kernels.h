@@ -1,8 +1,6 @@
 // The kernels that multiply, chosen in run.cu, and what they ask of a call.
 #pragma once
 
-#include <type_traits>
-
 #include "linear.h"
 #include "quantized.h"
 #include "row_norm.h"
@@ -40,28 +38,6 @@ int launch_decode(const Linear& linear, const Quantized& quantized, const Device
 bool decode_can_normalize(const Linear& linear, const RowNorm& norm);
 int launch_normalizing_decode(const Linear& linear, const RowNorm& norm, const Quantized& quantized,
                               const Device& device, void* stream);
-
-// What is known of a call's outputs when a kernel is compiled. Code for others lies between and is jumped over, and
-// instructions behind a jump come late, where a block runs them once.
-enum class Outputs { kAny, kBFloat16, kFloat16 };  // the latter two: of one digit, without bias and zero points
-inline Outputs outputs_of(const Linear& linear, int digits) {
-  bool plain = digits == 1 && linear.dtype != Dtype::kFloat32;
-  for (int i = 0; i < linear.weight_count; ++i)
-    plain &= linear.weights[i].bias == nullptr && linear.weights[i].zero_point == nullptr;
-  if (!plain) return Outputs::kAny;
-  return linear.dtype == Dtype::kBFloat16 ? Outputs::kBFloat16 : Outputs::kFloat16;
-}
-
-// Calls visit(outputs as a constant), which is kAny where kernels for each would be too many.
-template <bool kEach, typename Visit>
-auto visit_outputs(Outputs outputs, const Visit& visit) {
-  using enum Outputs;
-  if constexpr (kEach) {
-    if (outputs == kBFloat16) return visit(std::integral_constant<Outputs, kBFloat16>());
-    if (outputs == kFloat16) return visit(std::integral_constant<Outputs, kFloat16>());
-  }
-  return visit(std::integral_constant<Outputs, kAny>());
-}
 
 constexpr int kNarrowColumns = 16;
 bool narrow_can_serve(const Linear& linear, int digits, const Device& device);

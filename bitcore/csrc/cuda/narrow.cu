@@ -15,6 +15,7 @@
 #include "activations.cuh"
 #include "kernels.h"
 #include "launch.cuh"
+#include "outputs.h"
 #include "rows.cuh"
 #include "tensor_core.cuh"
 #include "weight_stages.cuh"
@@ -179,10 +180,6 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
   };
   constexpr int kAtOnce = kThreads / kRows, kEach = kColumns / kAtOnce;  // tokens
   const int first_token = static_cast<int>(threadIdx.x) / kRows;
-  if constexpr (kOutputs != Outputs::kAny) __builtin_assume(weight.bias == nullptr);
-  const Dtype dtype = kOutputs == Outputs::kBFloat16  ? Dtype::kBFloat16
-                      : kOutputs == Outputs::kFloat16 ? Dtype::kFloat16
-                                                      : linear.dtype;
   if (kOutputs != Outputs::kAny || digits == 1) {
     int totals[kEach];
 #pragma unroll
@@ -190,14 +187,14 @@ __global__ void __launch_bounds__(kThreads, 2) narrow_kernel(const __grid_consta
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int token = first_token + i * kAtOnce;
-      if (token < m) of_row.write(dtype, token, &totals[i], 1, token_scale[token]);
+      if (token < m) of_row.write<kOutputs>(linear.dtype, token, &totals[i], 1, token_scale[token]);
     }
   } else {
     for (int token = first_token; token < m; token += kAtOnce) {
       int totals[kFloatDigits];
 #pragma unroll
       for (int d = 0; d < kFloatDigits; ++d) totals[d] = sum_of(token * kFloatDigits + d);
-      of_row.write(dtype, token, totals, kFloatDigits, token_scale[token]);
+      of_row.write(linear.dtype, token, totals, kFloatDigits, token_scale[token]);
     }
   }
 }
