@@ -241,14 +241,14 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
   const dim3 grid(static_cast<unsigned>(beside), static_cast<unsigned>(a.tiles.count),
                   static_cast<unsigned>(groups * splits));
-  return visit_outputs < Shape::kFormat == Format::k2Bit &&
-         Shape::kInt8 > (outputs_of(a.linear, digits), [&](auto constant) {
-           constexpr Outputs kOutputs = decltype(constant)::value;
-           const auto kernel = alone && splits == 1 ? hopper_kernel<typename Shape::WhenAlone, kOutputs>
-                                                    : hopper_kernel<Shape, kOutputs>;
-           return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true,
-                         splits, a);
-         });
+  constexpr bool kEach = Shape::kFormat == Format::k2Bit && Shape::kInt8;
+  return visit_outputs<kEach>(outputs_of(a.linear, digits), [&](auto outputs_known) {
+    constexpr Outputs kOutputs = decltype(outputs_known)::value;
+    const auto kernel =
+        alone && splits == 1 ? hopper_kernel<typename Shape::WhenAlone, kOutputs> : hopper_kernel<Shape, kOutputs>;
+    return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true,
+                  splits, a);
+  });
 }
 
 template <Format kFormat, int kColumns, int kRows, typename Value = int8_t>

@@ -132,7 +132,7 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
     };
     if constexpr (!kInt8) {
       stage_as(Value());
-    } else if (kOutputs == Outputs::kBFloat16 || kOutputs == Outputs::kAny && linear.dtype == Dtype::kBFloat16) {
+    } else if (kOutputs == Outputs::kBFloat16 || (kOutputs == Outputs::kAny && linear.dtype == Dtype::kBFloat16)) {
       stage_as(__nv_bfloat16());
     } else {
       stage_as(__half());

@@ -205,8 +205,8 @@ cudaError_t launch_rows(Narrow a, const Device& device, bool aligned, void* stre
   const int rings = aligned ? shared_bytes<kFormat, kRowTiles, true>() : shared_bytes<kFormat, kRowTiles, false>();
   // Blocks that find a multiprocessor each shall not share one.
   const int alone = a.tiles.count <= device.multiprocessors ? share_of(device, 1) : 0;
-  return visit_outputs<kFormat == Format::k2Bit>(outputs_of(a.linear, a.quantized.digits), [&](auto constant) {
-    constexpr Outputs kOutputs = decltype(constant)::value;
+  return visit_outputs<kFormat == Format::k2Bit>(outputs_of(a.linear, a.quantized.digits), [&](auto outputs) {
+    constexpr Outputs kOutputs = decltype(outputs)::value;
     const auto kernel = aligned ? narrow_kernel<kFormat, kRowTiles, true, kOutputs>
                                 : narrow_kernel<kFormat, kRowTiles, false, kOutputs>;
     return launch(kernel, dim3(static_cast<unsigned>(a.tiles.count)), kThreads,
