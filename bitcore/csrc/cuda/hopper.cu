@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
   Sum by_4[Shape::kPaired ? kColumns / 2 : 1] = {};
   constexpr int kBatchWords = 4 / Shape::kBatches;
   constexpr int kSteps = weights_per_byte(kFormat) * kBatchWords / (kInt8 ? 2 : 1);
-  uint32_t left[kOverlaps ? 2 : 1][kSteps][kRowTiles][4];
+  uint32_t left[kOverlaps ? 2 : 1][kRowTiles][kSteps][4];
   int stage = 0, phase = 0, last_stage = 0;
   Words<4> words[2 * kRowTiles];
   const uint32_t columns = columns_at(ring);

@@ -7,45 +7,9 @@
 
 namespace bitlab::cuda {
 
-// The left operand of a batch: registers [step][row tile], of words [first_word, first_word + kWords) of each of the
-// lane's rows. kPaired: for multiply_paired().
-template <Format kFormat, typename Value, int kWords, bool kPaired = false, int kSteps, int kRowTiles>
-__device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTiles], int first_word,
-                                             uint32_t (&left)[kSteps][kRowTiles][4]) {
-  constexpr int kPerByte = weights_per_byte(kFormat);
-#pragma unroll
-  for (int j = 0; j < 2 * kRowTiles; ++j)
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      if constexpr (std::is_same_v<Value, int8_t>) {
-        uint32_t codes[kPerByte];
-        if constexpr (kPaired) {
-          decode_paired<kFormat>(words[j].word[first_word + w], codes);
-        } else {
-          decode_high<kFormat>(words[j].word[first_word + w], codes);
-        }
-#pragma unroll
-        for (int c = 0; c < kPerByte; ++c) {
-          const int r = w * kPerByte + c;
-          left[r / 2][j / 2][r % 2 * 2 + j % 2] = codes[c];
-        }
-      } else {
-        uint32_t pairs[2 * kPerByte];
-        decode_pairs<kFormat, Value>(words[j].word[first_word + w], pairs);
-#pragma unroll
-        for (int c = 0; c < kPerByte; ++c)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) left[w * kPerByte + c][j / 2][half * 2 + j % 2] = pairs[2 * c + half];
-      }
-    }
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) settle(left[step][j]);
-}
-
-// The left operand of a batch of one row tile, int8.
-template <Format kFormat, int kWords, int kSteps>
+// The left operand of a batch of one row tile: registers [step], of words [first_word, first_word + kWords) of the
+// lane's two rows. kPaired: for multiply_paired(). The caller settles them.
+template <Format kFormat, typename Value, int kWords, bool kPaired = false, int kSteps>
 __device__ __forceinline__ void decode_rows(const Words<4>& row, const Words<4>& row8, int first_word,
                                             uint32_t (&left)[kSteps][4]) {
   constexpr int kPerByte = weights_per_byte(kFormat);
@@ -53,16 +17,41 @@ __device__ __forceinline__ void decode_rows(const Words<4>& row, const Words<4>&
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      uint32_t codes[kPerByte];
-      decode_high<kFormat>((half == 0 ? row : row8).word[first_word + w], codes);
+      const uint32_t word = (half == 0 ? row : row8).word[first_word + w];
+      if constexpr (std::is_same_v<Value, int8_t>) {
+        uint32_t codes[kPerByte];
+        if constexpr (kPaired) {
+          decode_paired<kFormat>(word, codes);
+        } else {
+          decode_high<kFormat>(word, codes);
+        }
 #pragma unroll
-      for (int c = 0; c < kPerByte; ++c) {
-        const int r = w * kPerByte + c;
-        left[r / 2][r % 2 * 2 + half] = codes[c];
+        for (int c = 0; c < kPerByte; ++c) {
+          const int r = w * kPerByte + c;
+          left[r / 2][r % 2 * 2 + half] = codes[c];
+        }
+      } else {
+        uint32_t pairs[2 * kPerByte];
+        decode_pairs<kFormat, Value>(word, pairs);
+#pragma unroll
+        for (int c = 0; c < kPerByte; ++c)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) left[w * kPerByte + c][i * 2 + half] = pairs[2 * c + i];
       }
     }
+}
+
+// The same of all row tiles, settled.
+template <Format kFormat, typename Value, int kWords, bool kPaired = false, int kSteps, int kRowTiles>
+__device__ __forceinline__ void decode_batch(const Words<4> (&words)[2 * kRowTiles], int first_word,
+                                             uint32_t (&left)[kRowTiles][kSteps][4]) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) settle(left[step]);
+  for (int j = 0; j < kRowTiles; ++j)
+    decode_rows<kFormat, Value, kWords, kPaired>(words[2 * j], words[2 * j + 1], first_word, left[j]);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) settle(left[j][step]);
 }
 
 // The left operand of a step of a row tile with floating-point activations in the order of K, of a word of each row
@@ -89,24 +78,24 @@ __device__ __forceinline__ uint64_t columns_of_step(uint32_t columns, int step) 
 // Starts the products of a batch with a stage of activations at `columns` (columns_at).
 template <Format kFormat, typename Value, int kColumns, int kSteps, int kRowTiles, typename Sum>
 __device__ __forceinline__ void multiply_batch(Sum (&sums)[kRowTiles][kColumns / 2],
-                                               const uint32_t (&left)[kSteps][kRowTiles][4], uint32_t columns) {
+                                               const uint32_t (&left)[kRowTiles][kSteps][4], uint32_t columns) {
   begin_products();
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j)
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
-      multiply_async<Value, kColumns>(sums[j], left[step][j], columns_of_step<kFormat, kColumns>(columns, step));
+      multiply_async<Value, kColumns>(sums[j], left[j][step], columns_of_step<kFormat, kColumns>(columns, step));
   end_products();
 }
 
 // The same of codes that decode_paired() made: of every other step the sums that are 4 and 64 times as large.
 template <Format kFormat, int kColumns, int kSteps>
 __device__ __forceinline__ void multiply_paired(int (&by_4)[kColumns / 2], int (&by_64)[kColumns / 2],
-                                                const uint32_t (&left)[kSteps][1][4], uint32_t columns) {
+                                                const uint32_t (&left)[1][kSteps][4], uint32_t columns) {
   begin_products();
 #pragma unroll
   for (int step = 0; step < kSteps; ++step)
-    multiply_async<int8_t, kColumns>(step % 2 == 0 ? by_4 : by_64, left[step][0],
+    multiply_async<int8_t, kColumns>(step % 2 == 0 ? by_4 : by_64, left[0][step],
                                      columns_of_step<kFormat, kColumns>(columns, step));
   end_products();
 }

@@ -78,7 +78,9 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
 #pragma unroll
         for (int j = 0; j < kRowTiles; ++j) {
           if constexpr (kInt8) {
-            decode_rows<kFormat, kWords>(words[2 * j], words[2 * j + 1], batch * kWords, left[j]);
+            decode_rows<kFormat, Value, kWords>(words[2 * j], words[2 * j + 1], batch * kWords, left[j]);
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) settle(left[j][step]);
           } else {
 #pragma unroll
             for (int step = 0; step < kSteps; ++step)
