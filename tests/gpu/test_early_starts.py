@@ -6,22 +6,15 @@ from test_cuda import REASON, cuda_kernel, random_weight, same
 
 from bitcore import BitQuantConfig
 
-pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the CUDA kernels cannot run here: {REASON}")
 CONFIGS = {"per_token": BitQuantConfig(weight_granularity="per_channel"), "weight-only": BitQuantConfig.weight_only()}
-every_call = [
+pytestmark = [
+    pytest.mark.skipif(REASON is not None, reason=f"the CUDA kernels cannot run here: {REASON}"),
     pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS),
     pytest.mark.parametrize("sizes", [(2560, 2560), (4096, 4096), (11008, 4096)], ids=str),
     pytest.mark.parametrize("rows", [1, 4, 8, 16, 48, 64, 256, 1030]),
 ]
 
 
-def of_every_call(test):
-    for mark in every_call:
-        test = mark(test)
-    return test
-
-
-@of_every_call
 def test_x_of_a_kernel_that_lets_the_next_start_early(
     rows: int, sizes: tuple[int, int], config: BitQuantConfig
 ) -> None:
@@ -38,7 +31,6 @@ def test_x_of_a_kernel_that_lets_the_next_start_early(
     assert same(y, kernel.linear(late, weight))
 
 
-@of_every_call
 def test_weights_of_the_kernel_in_front(rows: int, sizes: tuple[int, int], config: BitQuantConfig) -> None:
     """In a graph, where nothing is between the kernels, and the call in front lets the next one start early."""
     kernel, weights = cuda_kernel(config), [random_weight(*sizes, config) for _ in range(2)]

@@ -23,7 +23,7 @@ struct Hopper {
   int row_bytes;
   int stages;  // of activations
   int token_tiles;
-  bool gets_rows;                     // of the splits, see hopper_tile.h
+  bool gets_rows;                     // each of the blocks that share K, see hopper_tile.h
   int splits, most_own;               // most eights of columns that a block gets the sums of
   int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
   uint32_t received_bytes;            // of shared memory, for sums of other blocks

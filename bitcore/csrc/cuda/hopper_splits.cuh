@@ -8,7 +8,7 @@
 //
 // Columns are dealt out by eight tokens, all digits together. Where there are as many blocks as warpgroups, rows are
 // instead: block i gets those of warpgroup i, in its registers, and writes them as if it had not shared K. A block runs
-// this code once, so fetching it takes longer than running it: what can be a loop stays one.
+// this code once, and what lies behind much code comes late: what can be a loop stays one.
 #pragma once
 
 #include "hopper_outputs.cuh"

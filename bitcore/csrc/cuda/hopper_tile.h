@@ -18,9 +18,7 @@ constexpr int64_t kMostHopperK = 1 << 16;  // sums of int8 with decode_high's co
 
 // What fits the dimensions of a grid, and sums of 32 bits.
 inline bool hopper_can_serve(const Linear& linear) {
-  int64_t rows = 0;
-  for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
-  return linear.group_size == 0 && linear.m < 1 << 24 && rows < 1 << 22 && linear.k <= kMostHopperK;
+  return linear.group_size == 0 && linear.m < 1 << 24 && rows_of_all(linear) < 1 << 22 && linear.k <= kMostHopperK;
 }
 
 // Where blocks share K, each gets the sums of every splits-th eight tokens, all digits together: so many times eight
@@ -29,7 +27,7 @@ constexpr int most_own_eights(int columns, int digits, int splits) {
   return (columns / 8 + digits * splits - 1) / (digits * splits) * digits;
 }
 
-constexpr int sent_sum_bytes(int rows) { return rows / 64 * 128 * 16; }  // of eight columns, in a row tile a warpgroup
+constexpr int sent_sum_bytes(int rows) { return rows / 64 * 128 * 16; }  // of eight columns
 
 // Of shared memory in which a block receives the sums of the others.
 constexpr int received_bytes(const HopperTile& tile, int digits) {

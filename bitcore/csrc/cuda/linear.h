@@ -46,6 +46,12 @@ struct Linear {
   int weight_count;
 };
 
+inline int64_t rows_of_all(const Linear& linear) {
+  int64_t rows = 0;
+  for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
+  return rows;
+}
+
 // What a device can do, asked once per device by the caller.
 struct Device {
   int compute_capability;

@@ -258,8 +258,9 @@ NextWeights next_weights(const Linear& linear) {
 
 // Blocks of quantize_even_kernel that a multiprocessor has room for. Few tokens start beside the blocks of the kernel
 // in front, and would gather on the multiprocessors that have none, where each then takes longer: so there is no more
-// room than all need to start at once. Of many tokens all multiprocessors shall get as many.
-inline int most_resident(const Linear& linear, const Quantized& out, const Device& device) {
+// room than all need to start at once (for batch.cu that was not measured). Of many tokens all multiprocessors shall
+// get as many.
+int most_resident(const Linear& linear, const Quantized& out, const Device& device) {
   const bool for_hopper = out.hopper.columns > 0;
   if (linear.m >= kManyTokens || !(out.fragments || for_hopper)) return 8;
   if (for_hopper) return linear.m <= device.multiprocessors ? 2 : kMostQuantizing;

@@ -54,7 +54,7 @@ __device__ __forceinline__ int64_t place_of(const Quantized& quantized, int r, i
 }
 #endif
 
-// Blocks that quantize fewer than 512 tokens for hopper.cu and fit on a multiprocessor.
+// Blocks that fit on a multiprocessor, of those that quantize few tokens for hopper.cu.
 constexpr int kMostQuantizing = 4;
 
 // Writes x as it is in the order of `floating`. cudaError_t.

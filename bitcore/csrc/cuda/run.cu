@@ -36,10 +36,8 @@ bool is_ternary(const Linear& linear) {
 
 // Of few columns, as measured on an H200: where five tokens or more read many weights.
 bool hopper_beats_decode(const Linear& linear) {
-  int64_t rows = 0;
-  for (int i = 0; i < linear.weight_count; ++i) rows += linear.weights[i].n;
   return hopper_has_all_tiles(linear) && linear.quantization != Quantization::kNone && linear.m > 4 &&
-         rows * linear.k > int64_t{4096} * 4096;
+         rows_of_all(linear) * linear.k > int64_t{4096} * 4096;
 }
 
 bool hopper_beats_narrow(const Linear& linear, const Device& device) {
