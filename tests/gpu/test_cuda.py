@@ -102,6 +102,47 @@ def test_blocks_that_share_long_rows(sizes: tuple[int, int], rows: int) -> None:
         check_with_and_without_bias(config, weight, x)
 
 
+# Of each number of columns, with two warpgroups and with three: tiles that blocks have alone, and that blocks share of
+# which each writes 8, 16, 24 or 32 columns, as an H200 cuts them. Neither tokens nor rows fill the last tile.
+SHARED_TILES = [
+    ((160, 128), 5),
+    ((152, 320), 5),
+    ((18672, 64), 5),
+    ((8560, 1984), 5),
+    ((8944, 64), 17),
+    ((2600, 2112), 18),
+    ((4296, 1088), 20),
+    ((17736, 64), 17),
+    ((2872, 8192), 17),
+    ((10312, 4032), 17),
+    ((9048, 64), 33),
+    ((1712, 4096), 35),
+    ((2904, 1984), 36),
+    ((5208, 2112), 33),
+    ((8896, 64), 49),
+    ((1584, 9600), 55),
+    ((2448, 4480), 57),
+    ((4392, 1984), 50),
+    ((17048, 64), 33),
+    ((2848, 16384), 49),
+    ((5224, 8192), 49),
+    ((10184, 4480), 49),
+    ((17048, 64), 49),
+    ((22008, 512), 30),
+    ((22008, 512), 60),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("sizes", "rows"), SHARED_TILES, ids=str)
+def test_columns_of_blocks_that_share_k(sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
+    config = BitQuantConfig(weight_granularity="per_channel")
+    weight = random_weight(*sizes, config)
+    x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
+    x[rows // 2, 7] = 50.0
+    check_with_and_without_bias(config, weight, x)
+
+
 # What an H200 cuts into blocks of two warpgroups that have a multiprocessor each, and into blocks of three, whose last
 # tile of rows is not full; those of 16 tokens share K.
 FEW_COLUMNS = [

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "hopper_helpers.cuh"
+#include "hopper_outputs.cuh"
 #include "hopper_products.cuh"
 #include "hopper_shape.cuh"
 #include "hopper_splits.cuh"
@@ -24,7 +25,9 @@
 namespace bitlab::cuda {
 namespace {
 
-template <typename Shape, Outputs kOutputs>
+// A block writes kOwn times eight columns of its tile: all where it has K alone, fewer where it shares it. 0: it shares
+// K, and how many is known when it runs.
+template <typename Shape, Outputs kOutputs, int kOwn>
 __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::kResident)
     hopper_kernel(const __grid_constant__ Hopper a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -33,6 +36,7 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
   constexpr Format kFormat = Shape::kFormat;
   constexpr int kColumns = Shape::kColumns, kRows = Shape::kRows, kRowTiles = Shape::kRowTiles;
   constexpr bool kInt8 = Shape::kInt8, kByBoxes = Shape::kByBoxes, kOverlaps = Shape::kOverlaps;
+  constexpr bool kShares = kOwn < kColumns / 8;
   constexpr int kMultiplying = Shape::kMultiplying, kFetchers = kByBoxes ? 64 : 32;
   constexpr int kForInitialized = kMultiplying + kFetchers,
                 kForFactors = kMultiplying + Shape::kHelpers - kFetchers;  // threads at these barriers
@@ -43,11 +47,11 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
   const Linear& linear = a.linear;
   const Quantized& quantized = a.quantized;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int stages = a.stages, splits = Shape::kSharesK ? a.splits : 1, split = splits == 1 ? 0 : rank_in_cluster();
+  const int stages = a.stages, splits = kShares ? a.splits : 1, split = kShares ? rank_in_cluster() : 0;
   const int first_chunk = split * a.split_chunks + min(split, a.longer_splits);
   const int count = a.split_chunks + (split < a.longer_splits);
   // Tiles of tokens are computed side by side, so that memory is asked for a weight once for all of them.
-  const int token_tile = static_cast<int>((Shape::kSharesK ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
+  const int token_tile = static_cast<int>((kShares ? cluster_along_z() : blockIdx.z) * gridDim.x + blockIdx.x);
   if (token_tile >= a.token_tiles) return;
   const int first_token = token_tile * quantized.tile_tokens;
   int first_row;
@@ -55,7 +59,7 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
   const Weight& weight = linear.weights[weight_index];
   const uint32_t ring = in_register(shared_address(shared) + a.received_bytes),
                  full = in_register(shared_address(barriers)), empty = full + 8 * kMostStages;
-  const Splits<kColumns, kRows> of_splits = {quantized.digits,       splits, split, a.most_own, shared_address(shared),
+  const Splits<kColumns, kRows> of_splits = {splits, split, kOwn > 0 ? kOwn : a.own, shared_address(shared),
                                              empty + 8 * kMostStages};
   const uint32_t weight_stages = ring + stages * Shape::kStage, of_boxes = empty + 8 * (kMostStages + 1);
   if (warp >= kMultiplying / 32) {
@@ -76,9 +80,9 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
           init_barrier(full + 8 * i, 1);
           init_barrier(empty + 8 * i, kMultiplying / 32);
         }
-        if (splits > 1) {
+        if constexpr (kShares) {
           init_barrier(of_splits.barrier, 1);
-          arrive_and_expect(of_splits.barrier, a.received_by[split]);
+          arrive_and_expect(of_splits.barrier, of_splits.bytes_to_receive());
         }
       }
       publish_barriers();
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
     }
   }();
   synchronize<kInitialized, kForInitialized>();
-  if (splits > 1) arrive_at_cluster();
+  if constexpr (kShares) arrive_at_cluster();
   wait_for_previous_kernel();
   let_next_kernel_start();
 
@@ -149,55 +153,62 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) sums[0][i] += 16 * by_4[i];
 
-  const int group = warp / 4;
-  if constexpr (Shape::kSharesK) {
-    if (splits > 1) {
-      wait_for_cluster();  // all of its blocks have started
-      if (!a.gets_rows) {
-        of_splits.send_others(sums);
-      } else if (group != split) {
-        of_splits.send_rows(sums);
+  if constexpr (kShares) {
+    wait_for_cluster();  // all of its blocks have started
+    of_splits.send_others(sums);
+  }
+  // In shared memory the sums of all digits of a token meet. A template, as there are none of floating-point
+  // activations.
+  const auto write_through_sums = [&](const auto& of_block) {
+    of_splits.template store_own<Shape::kSumStride>(of_block, reinterpret_cast<int*>(shared + a.received_bytes));
+    synchronize<kSumsThere, kMultiplying>();
+    write_sums<kFormat, kRows, Shape::kSumStride>(a, weight, first_row, first_token, split * a.own, factors, ring);
+  };
+  if constexpr (kOwn == 0) {
+    synchronize<kFactorsThere, kForFactors>();  // from here on the stages are free
+    write_through_sums(sums);
+  } else {
+    constexpr int kWritten = 8 * kOwn;
+    const int group = warp / 4, first_own = kShares ? split * kWritten : 0;
+    if constexpr (kShares) {
+      if (first_own >= kColumns) {
         announce<kFactorsThere, kForFactors>();
         return;
       }
+      of_splits.bring_own_to_front(sums);
     }
-  }
-  const uint32_t outputs = ring + group * kOutputBytes<kColumns, kRowTiles>;
-  OutputWriter<kColumns, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles, first_token, linear.m, outputs);
-  synchronize<kFactorsThere, kForFactors>();  // from here on the stages are free
-  if constexpr (Shape::kSharesK)
-    if (a.gets_rows) of_splits.add_rows(sums);
-  const auto write_pairs_as = [&](auto value, auto is_plain) {
-    const auto write_slice = [&] {
-      synchronize_group(group);
-      writer.write();
+    const uint32_t outputs = ring + group * kOutputBytes<kWritten, kRowTiles>;
+    OutputWriter<kOutputs, kWritten, kRowTiles> writer(weight, first_row + group * 64 * kRowTiles,
+                                                       first_token + first_own, static_cast<int>(linear.m), outputs);
+    const FactorsOfColumns of_own = {factors.row_scale, factors.token_scale + first_own,
+                                     factors.column_sum + first_own};
+    synchronize<kFactorsThere, kForFactors>();  // from here on the stages are free
+    const auto write = [&](auto value) {
+      const auto complete_sums = [&] {
+        if constexpr (kShares) of_splits.template add_others<kOwn>(sums);
+      };
+      const auto write_slice = [&] {
+        synchronize_group(group);
+        writer.write();
+      };
+      visit_plain<kOutputs>(weight, [&](auto is_plain) {
+        stage_outputs<kFormat, kWritten, kRowTiles, decltype(is_plain)::value, decltype(value)>(
+            weight, first_row, sums, of_own, outputs, complete_sums, write_slice);
+      });
     };
-    stage_outputs<kFormat, kColumns, kRowTiles, decltype(is_plain)::value, decltype(value)>(
-        weight, first_row, sums, factors, outputs, write_slice);
-  };
-  const auto write = [&](auto value) {
-    if constexpr (Shape::kSharesK)
-      if (splits > 1 && !a.gets_rows) {
-        of_splits.template write_own<kFormat, decltype(value)>(sums, weight, first_row, first_token, linear.m, factors,
-                                                               ring);
-        return;
-      }
-    visit_plain<kOutputs>(weight, [&](auto is_plain) { write_pairs_as(value, is_plain); });
-  };
-  if constexpr (!kInt8) {
-    write(Value());
-  } else if constexpr (kOutputs == Outputs::kBFloat16) {
-    write(__nv_bfloat16());
-  } else if constexpr (kOutputs == Outputs::kFloat16) {
-    write(__half());
-  } else if (quantized.digits == 1 && linear.dtype == Dtype::kBFloat16) {
-    write(__nv_bfloat16());
-  } else if (quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
-    write(__half());
-  } else {
-    of_splits.template store_own<Shape::kSumStride>(sums, reinterpret_cast<int*>(shared + a.received_bytes));
-    synchronize<kSumsThere, kMultiplying>();
-    write_sums<kFormat, kRows, Shape::kSumStride>(a, weight, first_row, first_token, split, splits, factors, ring);
+    if constexpr (!kInt8) {
+      write(Value());
+    } else if constexpr (kOutputs == Outputs::kBFloat16) {
+      write(__nv_bfloat16());
+    } else if constexpr (kOutputs == Outputs::kFloat16) {
+      write(__half());
+    } else if (quantized.digits == 1 && linear.dtype == Dtype::kBFloat16) {
+      write(__nv_bfloat16());
+    } else if (quantized.digits == 1 && linear.dtype == Dtype::kFloat16) {
+      write(__half());
+    } else {
+      write_through_sums(sums);
+    }
   }
 #endif
 }
@@ -218,11 +229,9 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   a.received_bytes = static_cast<uint32_t>(received_bytes(tile, digits));
   const int chunks = static_cast<int>(a.quantized.chunks);
   a.splits = splits;
-  a.gets_rows = gets_rows(tile, digits, a.linear.dtype);
-  a.most_own = most_own_eights(kColumns, digits, splits);
+  a.own = own_eights(kColumns, digits, splits);
   a.split_chunks = chunks / splits;
   a.longer_splits = chunks % splits;
-  for (int rank = 0; rank < splits; ++rank) a.received_by[rank] = received_by(tile, digits, a.linear.dtype, rank);
   const int rest = kWeights + static_cast<int>(a.received_bytes) + kStatic;
   const int64_t tiles = static_cast<int64_t>(a.tiles.count) * a.token_tiles;
   const bool alone = tiles * splits <= hopper_blocks_at_once(device, splits, 1);
@@ -233,9 +242,8 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   const int fills = (chunks + splits - 1) / splits * Shape::kBatches;
   a.stages = std::min({room_of_stages / kStage, kMostStages, fills});
   const int outputs = hopper_groups(kRows) * static_cast<int>(kOutputBytes<kColumns, kRowTiles>);
-  const int sums = a.most_own * 8 * Shape::kSumStride * static_cast<int>(sizeof(int));
-  const int own = splits > 1 ? Splits<kColumns, kRows>::own_bytes(a.most_own) : 0;
-  const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums, own});
+  const int sums = a.own * 8 * Shape::kSumStride * static_cast<int>(sizeof(int));
+  const int needed = static_cast<int>(a.received_bytes) + std::max({a.stages * kStage + kWeights, outputs, sums});
   // Blocks that find a multiprocessor each shall not share one.
   const int shared = alone ? std::max(needed, share_of(device, 1)) : needed;
   const int groups = (a.token_tiles + kBeside - 1) / kBeside, beside = (a.token_tiles + groups - 1) / groups;
@@ -244,10 +252,17 @@ cudaError_t launch_shape(Hopper a, const Device& device, void* stream) {
   constexpr bool kEach = Shape::kFormat == Format::k2Bit && Shape::kInt8;
   return visit_outputs<kEach>(outputs_of(a.linear, digits), [&](auto outputs_known) {
     constexpr Outputs kOutputs = decltype(outputs_known)::value;
-    const auto kernel =
-        alone && splits == 1 ? hopper_kernel<typename Shape::WhenAlone, kOutputs> : hopper_kernel<Shape, kOutputs>;
-    return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true,
-                  splits, a);
+    const auto start = [&](auto kernel) {
+      return launch(kernel, grid, Shape::kMultiplying + Shape::kHelpers, static_cast<size_t>(shared), stream, true,
+                    splits, a);
+    };
+    if constexpr (Shape::kSharesK) {
+      if (splits > 1)
+        return visit_own<kOutputs, kColumns / 8>(
+            a.own, [&](auto own) { return start(hopper_kernel<Shape, kOutputs, decltype(own)::value>); });
+    }
+    return start(alone ? hopper_kernel<typename Shape::WhenAlone, kOutputs, kColumns / 8>
+                       : hopper_kernel<Shape, kOutputs, kColumns / 8>);
   });
 }
 

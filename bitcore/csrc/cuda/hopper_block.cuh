@@ -23,11 +23,9 @@ struct Hopper {
   int row_bytes;
   int stages;  // of activations
   int token_tiles;
-  bool gets_rows;                     // each of the blocks that share K, see hopper_tile.h
-  int splits, most_own;               // most eights of columns that a block gets the sums of
-  int split_chunks, longer_splits;    // of the splits, so many are a chunk longer
-  uint32_t received_bytes;            // of shared memory, for sums of other blocks
-  uint32_t received_by[kMostSplits];  // bytes that each block of a cluster receives
+  int splits, own;                  // blocks that share K, and own_eights of each
+  int split_chunks, longer_splits;  // of the splits, so many are a chunk longer
+  uint32_t received_bytes;          // of shared memory, for sums of other blocks
 };
 
 // What a block's sums become outputs with.
@@ -36,6 +34,12 @@ struct Factors {
   float row_scale[kRows];
   float token_scale[kColumns];
   int column_sum[kColumns];
+};
+
+// The same from some column on.
+struct FactorsOfColumns {
+  const float *row_scale, *token_scale;
+  const int* column_sum;
 };
 
 // Named barriers, which some announce and others wait for: the barriers in shared memory are initialized; the factors

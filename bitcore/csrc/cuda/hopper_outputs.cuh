@@ -5,6 +5,7 @@
 
 #include "activations.cuh"
 #include "hopper_block.cuh"
+#include "outputs.h"
 #include "weight_stages.cuh"
 #include "wgmma.cuh"
 
@@ -59,20 +60,20 @@ __device__ __forceinline__ void visit_plain(const Weight& weight, const Visit& v
   }
 }
 
-// This warp's sums as outputs of two bytes, into shared memory; calls `write` behind each slice of columns. kPlain: of
-// a weight without bias and zero points.
-template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, typename OfBlock,
-          typename Write>
-__device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t first_row,
-                                              const Sum (&sums)[kRowTiles][kColumns / 2], const OfBlock& factors,
-                                              uint32_t outputs, Write write) {
+// This warp's first sums as outputs of two bytes, into shared memory; calls `write` behind each slice of columns.
+// kPlain: of a weight without bias and zero points.
+template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, size_t kSums,
+          typename OfBlock, typename Complete, typename Write>
+__device__ __forceinline__ void stage_outputs(const Weight& weight, int first_row, const Sum (&sums)[kRowTiles][kSums],
+                                              const OfBlock& factors, uint32_t outputs, const Complete& complete_sums,
+                                              Write write) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float row_scale[2 * kRowTiles], row_bias[2 * kRowTiles];
   int zero[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
     const int row = warp / 4 * 64 * kRowTiles + i / 2 * 64 + warp % 4 * 16 + i % 2 * 8 + lane / 4;
-    const int64_t n = min(first_row + row, weight.n - 1);
+    const int64_t n = min(static_cast<int64_t>(first_row + row), weight.n - 1);
     row_scale[i] = factors.row_scale[row];
     if constexpr (!std::is_same_v<Sum, int>) row_scale[i] *= 1 / pair_scale(kFormat);
     row_bias[i] = bias_of(weight, n);
@@ -88,6 +89,7 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
     sum = *reinterpret_cast<const int2*>(factors.column_sum + column);
   };
   if constexpr (std::is_same_v<Sum, int>) load(0);
+  complete_sums();
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
     uint32_t pairs[2 * kRowTiles];
@@ -115,9 +117,10 @@ __device__ __forceinline__ void stage_outputs(const Weight& weight, int64_t firs
 }
 
 // Eight outputs of two bytes: 16 aligned bytes where `whole`, else the first `count` of them one by one.
-__device__ __forceinline__ void write_eight(uint16_t* to, const Words<4>& v, bool whole, int64_t count) {
+__device__ __forceinline__ void write_eight(uint16_t* to, const Words<4>& v, bool whole, int count) {
   if (whole) {
-    *reinterpret_cast<uint4*>(to) = {v.word[0], v.word[1], v.word[2], v.word[3]};
+    // Not a plain store, of which the compiler makes four: it joins them with those of the other branch.
+    __stwb(reinterpret_cast<uint4*>(to), uint4{v.word[0], v.word[1], v.word[2], v.word[3]});
   } else {
 #pragma unroll
     for (int b = 0; b < 8; ++b)
@@ -125,30 +128,26 @@ __device__ __forceinline__ void write_eight(uint16_t* to, const Words<4>& v, boo
   }
 }
 
-// Whether all of a weight's outputs lie so that eight of them are 16 aligned bytes.
-__device__ __forceinline__ bool has_whole_eights(const Weight& weight) {
-  return weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
-}
-
 // Brings what stage_outputs left to memory: rows from `row` on of the columns from `token` on. A warpgroup.
-template <int kColumns, int kRowTiles>
+template <Outputs kOutputs, int kColumns, int kRowTiles>
 struct OutputWriter {
   static constexpr int kVectors = 64 * kRowTiles / 8, kAtOnce = 128 / kVectors;  // of 16 bytes in a column; columns
   static_assert(kAtOnce % 8 == 0);
-  int64_t n, stride;
-  int column, columns;
+  int left, column, columns;
+  int64_t stride;
   bool whole;
   uint16_t* to;
   uint32_t from;
 
-  __device__ __forceinline__ OutputWriter(const Weight& weight, int64_t row, int64_t token, int64_t m, uint32_t outputs)
+  __device__ __forceinline__ OutputWriter(const Weight& weight, int row, int token, int m, uint32_t outputs)
       : stride(weight.n) {
-    const int vector = threadIdx.x % 128 % kVectors;
+    const int vector = threadIdx.x % 128 % kVectors, n = row + vector * 8;
     column = threadIdx.x % 128 / kVectors;
-    n = row + vector * 8;
-    columns = n >= weight.n ? 0 : m - token < kColumns ? static_cast<int>(m - token) : kColumns;
-    whole = has_whole_eights(weight);
-    to = static_cast<uint16_t*>(weight.y) + (token + column) * weight.n + n;
+    left = static_cast<int>(weight.n) - n;
+    columns = left <= 0 ? 0 : min(m - token, kColumns);
+    // Of two row tiles the compiler computes all outputs first, if nothing branches, and then they lie in memory.
+    whole = (kOutputs != Outputs::kAny && kRowTiles == 1) || has_whole_eights(weight);
+    to = static_cast<uint16_t*>(weight.y) + (token + column) * stride + n;
     from = outputs + vector / 8 * kColumns * kColumnBytes + place_of_eight(column, vector % 8);
   }
 
@@ -157,23 +156,23 @@ struct OutputWriter {
 #pragma unroll
     for (int i = 0; i < kSlice<kColumns> / kAtOnce; ++i, column += kAtOnce) {
       if (column >= columns) return;
-      write_eight(to, load_shared_words(from), whole, stride - n);
+      write_eight(to, load_shared_words(from), whole, left);
       to += kAtOnce * stride;
       from += kAtOnce * kColumnBytes;
     }
   }
 };
 
-// Writes the outputs of what a block has of the sums, at `sums` [columns][kStride]: every `splits`-th eight
-// tokens, from those of its rank on. A thread writes four rows of a token.
+// Writes the outputs of what a block has of the sums, at `sums` [columns][kStride]: a.own times eight columns, from
+// the tile's eight `first_own` on. A thread writes four rows of a token.
 template <Format kFormat, int kRows, int kStride, typename OfBlock>
 __device__ __forceinline__ void write_sums(const Hopper& a, const Weight& weight, int64_t first_row,
-                                           int64_t first_token, int rank, int splits, const OfBlock& factors,
-                                           uint32_t sums) {
+                                           int64_t first_token, int first_own, const OfBlock& factors, uint32_t sums) {
   constexpr int kRowLanes = kRows / 4, kTokens = 128 * hopper_groups(kRows) / kRowLanes;  // tokens at once
   const int digits = a.quantized.digits, row = threadIdx.x % kRowLanes * 4;
   const int64_t n = first_row + row, left = a.linear.m - first_token;
-  const int tokens = left < a.quantized.tile_tokens ? static_cast<int>(left) : a.quantized.tile_tokens;
+  const int of_tile = left < a.quantized.tile_tokens ? static_cast<int>(left) : a.quantized.tile_tokens;
+  const int own_token = first_own / digits * 8, tokens = min(a.own / digits * 8, of_tile - own_token);
   if (n >= weight.n) return;
   const int rows = weight.n - n < 4 ? static_cast<int>(weight.n - n) : 4;
   float row_bias[4];
@@ -183,9 +182,8 @@ __device__ __forceinline__ void write_sums(const Hopper& a, const Weight& weight
     row_bias[j] = bias_of(weight, min(n + j, weight.n - 1));
     zero[j] = zero_of(weight, kFormat, min(n + j, weight.n - 1), 0);
   }
-  for (int i = threadIdx.x / kRowLanes;; i += kTokens) {
-    const int token = (i / 8 * splits + rank) * 8 + i % 8;
-    if (token >= tokens) return;
+  for (int i = threadIdx.x / kRowLanes; i < tokens; i += kTokens) {
+    const int token = own_token + i;
     int total[4][kFloatDigits];
 #pragma unroll
     for (int d = 0; d < kFloatDigits; ++d) {

@@ -21,32 +21,20 @@ inline bool hopper_can_serve(const Linear& linear) {
   return linear.group_size == 0 && linear.m < 1 << 24 && rows_of_all(linear) < 1 << 22 && linear.k <= kMostHopperK;
 }
 
-// Where blocks share K, each gets the sums of every splits-th eight tokens, all digits together: so many times eight
-// columns at most.
-constexpr int most_own_eights(int columns, int digits, int splits) {
-  return (columns / 8 + digits * splits - 1) / (digits * splits) * digits;
+// Where blocks share K, each gets the sums of so many times eight columns, one block after the other: all digits of a
+// token, and the fewest by which the tile is divided evenly, so the last blocks may get none.
+constexpr int own_eights(int columns, int digits, int splits) {
+  const int eights = (columns / 8 + digits - 1) / digits;  // of tokens
+  int own = (eights + splits - 1) / splits;
+  while (eights % own != 0) ++own;
+  return own * digits;
 }
 
 constexpr int sent_sum_bytes(int rows) { return rows / 64 * 128 * 16; }  // of eight columns
 
 // Of shared memory in which a block receives the sums of the others.
 constexpr int received_bytes(const HopperTile& tile, int digits) {
-  return (tile.splits - 1) * most_own_eights(tile.columns, digits, tile.splits) * sent_sum_bytes(tile.rows);
-}
-
-// Whether block i of those that share K gets the sums of all columns in the rows of warpgroup i: where there are as
-// many blocks as warpgroups, and outputs of two bytes, which then go the way of those of one block.
-inline bool gets_rows(const HopperTile& tile, int digits, Dtype dtype) {
-  return tile.splits > 1 && tile.splits == hopper_groups(tile.rows) && digits == 1 && dtype != Dtype::kFloat32;
-}
-
-// Of the received bytes, what block `rank` gets.
-inline uint32_t received_by(const HopperTile& tile, int digits, Dtype dtype, int rank) {
-  if (gets_rows(tile, digits, dtype))
-    return static_cast<uint32_t>((tile.splits - 1) * tile.columns / 8 * sent_sum_bytes(64));
-  int own = 0;
-  for (int eight = 0; eight < tile.columns / 8; ++eight) own += eight / digits % tile.splits == rank;
-  return static_cast<uint32_t>(own * (tile.splits - 1) * sent_sum_bytes(tile.rows));
+  return (tile.splits - 1) * own_eights(tile.columns, digits, tile.splits) * sent_sum_bytes(tile.rows);
 }
 
 constexpr int kMostReceivedBytes = 112 * 1024;  // leaves room for two stages of activations
@@ -70,25 +58,24 @@ struct HopperCosts {
   int64_t chunk_256_rows, chunk_192_rows, chunk_128_columns;
   int64_t chunk[4], least_alone[4];  // of 128 rows and 16, 32, 48 or 64 columns, where a chunk waits for its products
   int64_t least_shared;
-  int64_t block, block_192_rows, block_size;   // the ends of a block: beside, and for each 128 x 1 outputs
-  int64_t split, split_size, split_rows_size;  // the same where blocks share K, and where they get rows
-  int64_t shared_tenths;                       // times as much for blocks that share a multiprocessor
-  int64_t turns_together;                      // of blocks that end together, since they started together
+  int64_t block, block_192_rows, block_size;  // the ends of a block: beside, and for each 128 x 1 of its outputs
+  int64_t split, split_size;                  // where blocks share K: beside, and for as many of the others' outputs
+  int64_t shared_tenths;                      // times as much for blocks that share a multiprocessor
+  int64_t turns_together;                     // of blocks that end together, since they started together
 };
-// Fits to measurements on an H200: of codes that are decoded in few instructions with 12 to 4,096 tokens, and of others
+// Fits to measurements on an H200: of codes that are decoded in few instructions with 5 to 4,096 tokens, and of others
 // with 16 to 8,192.
 constexpr HopperCosts kLightCosts = {.chunk_256_rows = 2000,
-                                     .chunk_192_rows = 761,
+                                     .chunk_192_rows = 504,
                                      .chunk_128_columns = 0,  // never asked for, see hopper_tile
-                                     .chunk = {775, 287, 514, 508},
-                                     .least_alone = {688, 885, 583, 1033},
+                                     .chunk = {339, 302, 390, 407},
+                                     .least_alone = {669, 754, 102, 726},
                                      .least_shared = 0,
-                                     .block = 6195,
-                                     .block_192_rows = 7969,
-                                     .block_size = 6,
-                                     .split = 216,
-                                     .split_size = 167,
-                                     .split_rows_size = 56,
+                                     .block = 3987,
+                                     .block_192_rows = 5258,
+                                     .block_size = 13,
+                                     .split = 63,
+                                     .split_size = 79,
                                      .shared_tenths = 14,
                                      .turns_together = 6};
 constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
@@ -101,8 +88,7 @@ constexpr HopperCosts kHeavyCosts = {.chunk_256_rows = 512,
                                      .block_192_rows = 0,
                                      .block_size = 30,
                                      .split = 700,
-                                     .split_size = 30,
-                                     .split_rows_size = 30,
+                                     .split_size = 80,
                                      .shared_tenths = 12,
                                      .turns_together = 2};
 constexpr bool hopper_is_light(Format format, bool floating) { return format != Format::kBase3 && !floating; }
@@ -127,9 +113,9 @@ inline int64_t hopper_cost(const Linear& linear, int digits, int64_t chunks, int
   if (tile.columns < 128 && tile.rows == 128)
     chunk = std::max(chunk, alone ? costs.least_alone[few] : costs.least_shared);
   const int64_t block = tile.rows == 192 ? costs.block_192_rows : costs.block;
-  const int64_t split_size = gets_rows(tile, digits, linear.dtype) ? costs.split_rows_size : costs.split_size;
-  const int64_t ends = (block + costs.block_size * size + (tile.splits > 1 ? costs.split + split_size * size : 0)) *
-                       (alone ? 10 : costs.shared_tenths) / 10;
+  const int64_t own = size * own_eights(tile.columns, digits, tile.splits) * 8 / tile.columns;
+  const int64_t shared = tile.splits > 1 ? costs.split + costs.split_size * (size - own) : 0;
+  const int64_t ends = (block + costs.block_size * own + shared) * (alone ? 10 : costs.shared_tenths) / 10;
   return half_turns * ((chunks + tile.splits - 1) / tile.splits * chunk + ends);
 }
 
@@ -154,7 +140,7 @@ inline int whole_row_tiles(int tiles, int token_tiles, const Device& device) {
 struct TurnsCosts {
   int64_t call, tile, tile_column, chunk, chunk_column;
 };
-constexpr TurnsCosts kInt8Turns = {22103, 8898, 46, 4255, 19}, kFloatingTurns = {13000, 2600, 18, 2000, 40};
+constexpr TurnsCosts kInt8Turns = {11792, 21316, 24, 2292, 27}, kFloatingTurns = {13000, 2600, 18, 2000, 40};
 
 inline int64_t turns_cost(const Linear& linear, int64_t chunks, bool floating, const HopperTile& tile,
                           const Device& device) {

@@ -129,7 +129,7 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
     const auto stage_as = [&](auto value) {
       visit_plain<kOutputs>(*weight, [&](auto is_plain) {
         stage_outputs<kFormat, kTile, kRowTiles, decltype(is_plain)::value, decltype(value)>(
-            *weight, first_row, sums, factors, outputs, slice_is_staged);
+            *weight, first_row, sums, factors, outputs, [] {}, slice_is_staged);
       });
     };
     if constexpr (!kInt8) {

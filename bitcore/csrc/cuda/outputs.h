@@ -8,11 +8,19 @@
 
 namespace bitlab::cuda {
 
-enum class Outputs { kAny, kBFloat16, kFloat16 };  // the latter two: of one digit, without bias and zero points
+// The latter two: of one digit, without bias and zero points, eight of a token in 16 aligned bytes.
+enum class Outputs { kAny, kBFloat16, kFloat16 };
+
+// Whether eight outputs of a token always are 16 aligned bytes.
+__host__ __device__ inline bool has_whole_eights(const Weight& weight) {
+  return weight.n % 8 == 0 && reinterpret_cast<uintptr_t>(weight.y) % 16 == 0;
+}
+
 inline Outputs outputs_of(const Linear& linear, int digits) {
   bool plain = digits == 1 && linear.dtype != Dtype::kFloat32;
   for (int i = 0; i < linear.weight_count; ++i)
-    plain &= linear.weights[i].bias == nullptr && linear.weights[i].zero_point == nullptr;
+    plain &= linear.weights[i].bias == nullptr && linear.weights[i].zero_point == nullptr &&
+             has_whole_eights(linear.weights[i]);
   if (!plain) return Outputs::kAny;
   return linear.dtype == Dtype::kBFloat16 ? Outputs::kBFloat16 : Outputs::kFloat16;
 }
