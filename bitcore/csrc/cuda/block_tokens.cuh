@@ -2,6 +2,7 @@
 // normalizes first.
 #pragma once
 
+#include "kernels.h"
 #include "row_norm.cuh"
 #include "tensor_core.cuh"
 
@@ -9,7 +10,7 @@ namespace bitlab::cuda {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a group, of which a block has one or two
 constexpr int kMostGroups = 2;
-constexpr int kColumns = 8;
+constexpr int kColumns = kDecodeColumns;
 
 // Where a block has its int8 activations from.
 enum class Source {

@@ -34,18 +34,17 @@ bool is_ternary(const Linear& linear) {
   return linear.format == Format::k2Bit || linear.format == Format::kBase3;
 }
 
-// Of few columns, as measured on an H200: where five tokens or more read many weights.
-bool hopper_beats_decode(const Linear& linear) {
-  return hopper_has_all_tiles(linear) && linear.quantization != Quantization::kNone && linear.m > 4 &&
-         rows_of_all(linear) * linear.k > int64_t{4096} * 4096;
-}
-
-bool hopper_beats_narrow(const Linear& linear, const Device& device) {
-  const int64_t tiles = row_tiles(linear, 128).count, multiprocessors = device.multiprocessors;
-  if (tiles > multiprocessors || hopper_beats_decode(linear)) return true;
+// Whether decode.cu and narrow.cu are slower, where they can serve; as measured on an H200.
+bool hopper_is_fastest(const Linear& linear, const Device& device) {
+  const int64_t columns = linear.m * digits_of(linear), rows = rows_of_all(linear),
+                tiles = row_tiles(linear, 128).count, multiprocessors = device.multiprocessors;
+  const bool quantizes_2bit = linear.format == Format::k2Bit && linear.quantization != Quantization::kNone;
+  const bool is_light = quantizes_2bit && hopper_has_all_tiles(linear);
+  if (columns <= kDecodeColumns) return is_light && linear.m > 4;
+  if (tiles > multiprocessors) return true;
+  if (is_light) return rows * linear.k > int64_t{4096} * 4096 || (linear.k < 4096 && rows >= 2560);
   // Short rows, and a tile for each of most multiprocessors.
-  return linear.format == Format::k2Bit && linear.quantization != Quantization::kNone && linear.k <= 4096 &&
-         5 * tiles >= 3 * multiprocessors;
+  return quantizes_2bit && linear.k <= 4096 && 5 * tiles >= 3 * multiprocessors;
 }
 
 Path path_of(const Linear& linear, const Device& device) {
@@ -53,11 +52,11 @@ Path path_of(const Linear& linear, const Device& device) {
 #ifdef BITLAB_HAVE_HOPPER
   hopper = device.compute_capability == 90 && hopper_can_serve(linear);
 #endif
-  if (!(hopper && hopper_beats_decode(linear)) && decode_can_serve(linear, digits_of(linear), device))
+  const bool hopper_first = hopper && hopper_is_fastest(linear, device);
+  if (!hopper_first && decode_can_serve(linear, digits_of(linear), device))
     return decode_can_quantize(linear, digits_of(linear), device) ? Path::kDecodeQuantizing : Path::kDecode;
   if (linear.format == Format::kInt8) return Path::kBatch;  // few are asked for
-  if (!(hopper && hopper_beats_narrow(linear, device)) && narrow_can_serve(linear, digits_of(linear), device))
-    return Path::kNarrow;
+  if (!hopper_first && narrow_can_serve(linear, digits_of(linear), device)) return Path::kNarrow;
   if (hopper && linear.quantization == Quantization::kNone && linear.dtype != Dtype::kFloat32 && is_ternary(linear) &&
       linear.m >= kFewestFloating)
     return Path::kHopperFloating;
