@@ -106,14 +106,14 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         assert ("griddepcontrol.wait" in code["ptx"]) == overlaps
         assert "ld.global.b16" not in code["ptx"]  # x comes 16 bytes at a time
     constants = {
-        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "ONE_STEP": True, "QUANTIZE": True, "OVERLAP": overlaps,
-        "feature_stride": 1,
+        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "REST": 128, "KEPT": True, "QUANTIZE": True,
+        "OVERLAP": overlaps, "feature_stride": 1,
     }  # fmt: skip
     assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": True})
     code = compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})
     if nvidia:
         assert "ld.global.b16" not in code["ptx"]
-    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "ONE_STEP": False})
+    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "REST": 0, "KEPT": False})
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))

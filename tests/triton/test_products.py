@@ -54,7 +54,8 @@ def check(config: BitQuantConfig, rows: int, weight: PackedWeight, tile: object,
 def test_tiles_of_whole_rows(config: BitQuantConfig, sizes: tuple[int, ...]) -> None:
     from bitcore.kernels.triton.tiles import Tile
 
-    for rows, out_features, in_features in ((1, 17, 2560), (19, 130, 321), (130, 70, 640)):
+    # The third is arranged in two steps, the last one is too long to stay in registers.
+    for rows, out_features, in_features in ((1, 17, 2560), (19, 130, 321), (130, 70, 640), (2, 5, 16500)):
         check(config, rows, random_weight(out_features, in_features, config), Tile(*sizes), torch.float32)
 
 

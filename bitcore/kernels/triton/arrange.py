@@ -1,9 +1,10 @@
 """Activations for the products: int8 with a scale a token, or as they come, in the order of K of weights.py.
 
-A program takes one token. per_token: it looks for the largest magnitude first; a token of more than one step is read
-again for that, from the L1 cache. per_tensor: the largest magnitudes of all tokens are written first, by a launch of
-their own.
+A program takes one token and keeps it in registers; a longer one it reads again, from the L1 cache, once it knows the
+largest magnitude. per_tensor: the largest magnitudes of all tokens are written first, by a launch of their own.
 """
+
+from typing import TypedDict
 
 import triton
 import triton.language as tl
@@ -12,6 +13,39 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 SMALLEST = tl.constexpr(1e-5)  # absmax: m is at least this
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: anything else is Inf or NaN
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number, half to even
+BITS_OF_ROUND = tl.constexpr(0x4B400000)  # those of ROUND + n, n a whole number, are n more
+
+MOST_KEPT = 16384  # features that a program keeps
+STEP = 8192  # features of a step where it does not
+FEW_TOKENS = 128  # programs that hardly share multiprocessors: then each takes more warps
+
+
+class Steps(TypedDict):
+    """What arrange_kernel calls so, and its warps."""
+
+    TILE: int
+    REST: int
+    KEPT: bool
+    num_warps: int
+
+
+def steps(tokens: int, row_bytes: int, slots: int) -> Steps:
+    """How tokens of `row_bytes` bytes' worth of features are read.
+
+    Of many tokens in two powers of two of them, which waste fewer instructions than one; of few in one, whose threads
+    wait for each other less often.
+    """
+    tile, rest, features_of_thread = triton.next_power_of_2(row_bytes), 0, 16
+    if tokens > FEW_TOKENS:
+        features_of_thread = 32
+        more = triton.next_power_of_2(max(1, row_bytes - tile // 2))
+        if more < tile // 2:
+            tile, rest = tile // 2, more
+    features = (tile + rest) * slots
+    if features > MOST_KEPT:
+        return Steps(TILE=STEP // slots, REST=0, KEPT=False, num_warps=8)
+    warps = triton.next_power_of_2(triton.cdiv(features, 32 * features_of_thread))
+    return Steps(TILE=tile, REST=rest, KEPT=True, num_warps=min(16, max(4, warps)))
 
 
 @triton.jit
@@ -37,16 +71,17 @@ def arrange_kernel(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-    ONE_STEP: tl.constexpr,
+    REST: tl.constexpr,
+    KEPT: tl.constexpr,
     QUANTIZE: tl.constexpr,
     PER_TENSOR: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """x [tokens, in_features] to q [tokens, width], width a multiple of PER_BYTE * BLOCK, zeros at the end.
 
-    QUANTIZE: q is int8, with scales float32 [tokens] and sums int32 [tokens] of q. Otherwise q has x's dtype.
-    SLOTS is PER_BYTE rounded up to a power of two, TILE the bytes' worth of features a step;
-    ONE_STEP says that TILE is no less than width // PER_BYTE.
+    QUANTIZE: q is int8, with scales float32 [tokens] and sums int32 [tokens] of q; 0 where a scale is NaN.
+    Otherwise q has x's dtype. SLOTS is PER_BYTE rounded up to a power of two, TILE the bytes' worth of features a step.
+    KEPT: all are one step and another one of REST bytes' worth, which may be 0, and stay in registers.
     """
     if OVERLAP:
         gdc_wait()
@@ -54,38 +89,73 @@ def arrange_kernel(
     token = tl.program_id(0).to(tl.int64)
     x += token * token_stride
     q += token * width
-    if ONE_STEP:
-        whole = _load_features(x, 0, in_features, feature_stride, PER_BYTE, SLOTS, TILE)
+    PARTS: tl.constexpr = 2 if REST > 0 else 1
+    kept = ()
+    if KEPT:
+        kept = (_load_features(x, 0, in_features, feature_stride, PER_BYTE, SLOTS, TILE),)
+        if REST > 0:
+            kept = kept + (_load_features(x, TILE, in_features, feature_stride, PER_BYTE, SLOTS, REST),)
+    inverse, finite = 0.0, True
     if QUANTIZE:
         if PER_TENSOR:
             largest = _largest_magnitude(largest_magnitudes, tokens, 1, 1024)
-        elif ONE_STEP:
-            largest = tl.max(magnitude_bits(whole.to(tl.float32))).to(tl.float32, bitcast=True)
+        elif KEPT:
+            largest = _largest_kept(kept, PARTS)
         else:
             largest = _largest_magnitude(x, in_features, feature_stride, TILE * SLOTS)
         finite = largest <= LARGEST
         largest = tl.maximum(largest, SMALLEST)
         inverse = tl.div_rn(1.0, largest) * 127.0
-        sum_of_q = tl.zeros((), tl.int32)
-    byte = tl.arange(0, TILE)
-    place = tl.arange(0, SLOTS)[None, :]
-    for first in range(0, width // PER_BYTE, TILE):
-        at = first + byte
-        if ONE_STEP:
-            values = whole
-        else:
+    sum_of_q = tl.zeros((), tl.int32)
+    if KEPT:
+        for part in tl.static_range(PARTS):
+            first = part * TILE
+            sum_of_q += _write_features(kept[part], first, inverse, finite, q, width, PER_BYTE, SLOTS, BLOCK, QUANTIZE)
+    else:
+        for first in range(0, width // PER_BYTE, TILE):
             values = _load_features(x, first, in_features, feature_stride, PER_BYTE, SLOTS, TILE)
-        if QUANTIZE:
-            scaled = values.to(tl.float32) * inverse
-            rounded = tl.clamp((scaled + ROUND) - ROUND, -128.0, 127.0)
-            rounded = tl.where(finite, rounded, 0.0).to(tl.int32)
-            sum_of_q += tl.sum(rounded)
-            values = rounded.to(tl.int8)
-        target = (at // BLOCK * (PER_BYTE * BLOCK) + at % BLOCK)[:, None] + place * BLOCK
-        tl.store(q + target, values, mask=(place < PER_BYTE) & (target < width))
+            sum_of_q += _write_features(values, first, inverse, finite, q, width, PER_BYTE, SLOTS, BLOCK, QUANTIZE)
     if QUANTIZE:
         tl.store(scales + token, tl.where(finite, tl.div_rn(largest, 127.0), float("nan")))
         tl.store(sums + token, sum_of_q)
+
+
+@triton.jit
+def _largest_kept(kept, PARTS: tl.constexpr):
+    bits = tl.max(magnitude_bits(kept[0].to(tl.float32)))
+    for part in tl.static_range(1, PARTS):
+        bits = tl.maximum(bits, tl.max(magnitude_bits(kept[part].to(tl.float32))))
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _write_features(
+    values,
+    first,
+    inverse,
+    finite,
+    q,
+    width,
+    PER_BYTE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+):
+    """Writes values [bytes, SLOTS] to their places in q, from byte `first` on, and gives the sum of what it wrote.
+
+    Quantized they need no clamp: the scale is that of their largest.
+    """
+    sum_of_q = tl.zeros((), tl.int32)
+    if QUANTIZE:
+        rounded = (values.to(tl.float32) * inverse + ROUND).to(tl.int32, bitcast=True) - BITS_OF_ROUND
+        rounded = tl.where(finite, rounded, 0)
+        sum_of_q = tl.sum(rounded)
+        values = rounded.to(tl.int8)
+    byte = first + tl.arange(0, values.shape[0])
+    place = tl.arange(0, SLOTS)[None, :]
+    target = (byte // BLOCK * (PER_BYTE * BLOCK) + byte % BLOCK)[:, None] + place * BLOCK
+    tl.store(q + target, values, mask=(place < PER_BYTE) & (target < width))
+    return sum_of_q
 
 
 @triton.jit

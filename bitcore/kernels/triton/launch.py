@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from bitcore.kernels.triton import INTERPRETED
-from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
+from bitcore.kernels.triton.arrange import STEP, arrange_kernel, largest_magnitudes_kernel, steps
 from bitcore.kernels.triton.gemv import MAX_WORDS, gemv_kernel
 from bitcore.kernels.triton.product import product_kernel
 from bitcore.kernels.triton.tiles import (
@@ -23,7 +23,6 @@ from bitcore.kernels.triton.tiles import (
 from bitcore.packing import WEIGHTS_PER_BYTE
 
 MAX_BLOCK = 32  # bytes, see weights.py
-STEP = 8192  # features that a program arranges at a time
 PTX = not INTERPRETED and torch.version.hip is None
 OPTIONS = {"enable_fp_fusion": False}  # the reference has no fused multiply-adds
 
@@ -151,8 +150,7 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
     tokens, in_features = x.shape
     slots = triton.next_power_of_2(per_byte)
     blocks = triton.cdiv(in_features, per_byte * block)
-    step = min(triton.next_power_of_2(blocks * block), STEP // slots)
-    options = {"num_warps": 8 if step * slots > 4096 else 4, **OPTIONS}
+    options = steps(tokens, blocks * block, slots)
     if granularity is None:
         q, scales, sums = x.new_empty(tokens, blocks * block * per_byte), None, None
     else:
@@ -161,7 +159,8 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
     largest = None
     if granularity == "per_tensor":
         largest = x.new_empty(tokens, dtype=torch.float32)
-        largest_magnitudes_kernel[(tokens,)](x, largest, in_features, *x.stride(), TILE=step * slots, **options)
+        tile = min(triton.next_power_of_2(in_features), STEP)
+        largest_magnitudes_kernel[(tokens,)](x, largest, in_features, *x.stride(), TILE=tile, num_warps=8, **OPTIONS)
     arrange_kernel[(tokens,)](
         x,
         q,
@@ -175,13 +174,12 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
         PER_BYTE=per_byte,
         SLOTS=slots,
         BLOCK=block,
-        TILE=step,
-        ONE_STEP=blocks * block <= step,
         QUANTIZE=granularity is not None,
         PER_TENSOR=granularity == "per_tensor",
         OVERLAP=overlap,
-        **_launch_options(overlap),
         **options,
+        **_launch_options(overlap),
+        **OPTIONS,
     )
     return q, scales, sums
 

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from bitcore.kernels.training import TrainingOperators
-from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
+from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel, steps
 from bitcore.kernels.triton.launch import OPTIONS
 from bitcore.kernels.triton.training import (
     pack_kernel,
@@ -126,12 +126,12 @@ def triton_quantize_tokens(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]
     q = x.new_empty(tokens, in_features, dtype=torch.int8)
     scales = x.new_empty(tokens, 1, dtype=torch.float32)
     sums = x.new_empty(tokens, dtype=torch.int32)
-    step = min(triton.next_power_of_2(in_features), TILE)
     with _device_of(x):
         largest = None
         if per_tensor:
             largest = x.new_empty(tokens, dtype=torch.float32)
-            largest_magnitudes_kernel[(tokens,)](x, largest, in_features, *x.stride(), TILE=step, **OPTIONS)
+            tile = min(triton.next_power_of_2(in_features), TILE)
+            largest_magnitudes_kernel[(tokens,)](x, largest, in_features, *x.stride(), TILE=tile, **OPTIONS)
         arrange_kernel[(tokens,)](
             x,
             q,
@@ -145,11 +145,10 @@ def triton_quantize_tokens(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]
             PER_BYTE=1,  # a plane of its own: the order of x
             SLOTS=1,
             BLOCK=1,
-            TILE=step,
-            ONE_STEP=in_features <= step,
             QUANTIZE=True,
             PER_TENSOR=per_tensor,
             OVERLAP=False,
+            **steps(tokens, in_features, 1),
             **OPTIONS,
         )
     return q, scales[0].clone() if per_tensor else scales
