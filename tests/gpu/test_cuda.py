@@ -133,16 +133,6 @@ SHARED_TILES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("sizes", "rows"), SHARED_TILES, ids=str)
-def test_columns_of_blocks_that_share_k(sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
-    config = BitQuantConfig(weight_granularity="per_channel")
-    weight = random_weight(*sizes, config)
-    x = torch.randn(rows, sizes[1], device="cuda").to(dtype)
-    x[rows // 2, 7] = 50.0
-    check_with_and_without_bias(config, weight, x)
-
-
 # What an H200 cuts into blocks of two warpgroups that have a multiprocessor each, and into blocks of three, whose last
 # tile of rows is not full; those of 16 tokens share K.
 FEW_COLUMNS = [
@@ -192,8 +182,8 @@ IN_TURNS = [
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("sizes", "rows"), IN_TURNS, ids=str)
-def test_tiles_in_turns(sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("sizes", "rows"), SHARED_TILES + IN_TURNS, ids=str)
+def test_tiles_shared_and_in_turns(sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
     config = BitQuantConfig(weight_granularity="per_channel")
     weight = random_weight(*sizes, config)
     x = torch.randn(rows, sizes[1], device="cuda").to(dtype)

@@ -185,7 +185,10 @@ __global__ void __launch_bounds__(Shape::kMultiplying + Shape::kHelpers, Shape::
     synchronize<kFactorsThere, kForFactors>();  // from here on the stages are free
     const auto write = [&](auto value) {
       const auto complete_sums = [&] {
-        if constexpr (kShares) of_splits.template add_others<kOwn>(sums);
+        if constexpr (kShares) {
+          of_splits.wait_for_others();
+          of_splits.template add_others<kOwn>(sums[0], 0);
+        }
       };
       const auto write_slice = [&] {
         synchronize_group(group);

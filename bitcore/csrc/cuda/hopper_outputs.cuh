@@ -60,8 +60,8 @@ __device__ __forceinline__ void visit_plain(const Weight& weight, const Visit& v
   }
 }
 
-// This warp's first sums as outputs of two bytes, into shared memory; calls `write` behind each slice of columns.
-// kPlain: of a weight without bias and zero points.
+// This warp's first sums as outputs of two bytes, into shared memory; calls `complete_sums` when all else is at hand,
+// and `write` behind each slice of columns. kPlain: of a weight without bias and zero points.
 template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, size_t kSums,
           typename OfBlock, typename Complete, typename Write>
 __device__ __forceinline__ void stage_outputs(const Weight& weight, int first_row, const Sum (&sums)[kRowTiles][kSums],

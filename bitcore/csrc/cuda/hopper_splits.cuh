@@ -69,15 +69,20 @@ struct Splits {
     });
   }
 
-  // Adds what came for the own eight at `place`.
-  __device__ __forceinline__ void add_to(int (&total)[4], int place) const {
+  // Adds what came for kCount own eights, from that at `first_place` on, to `sums` of these eights.
+  template <int kCount>
+  __device__ __forceinline__ void add_others(int* sums, int first_place) const {
 #pragma unroll 1
-    for (int sender = 0; sender < splits - 1; ++sender) {
-      const Words<4> part = load_shared_words(slot(sender, place));
+    for (int sender = 0; sender < splits - 1; ++sender)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) total[i] += static_cast<int>(part.word[i]);
-    }
+      for (int eight = 0; eight < kCount; ++eight) {
+        const Words<4> part = load_shared_words(slot(sender, first_place + eight));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[4 * eight + i] += static_cast<int>(part.word[i]);
+      }
   }
+
+  __device__ __forceinline__ void wait_for_others() const { wait(barrier, 0); }
 
   // This block's own sums become the first of them.
   __device__ __forceinline__ void bring_own_to_front(int (&sums)[1][kColumns / 2]) const {
@@ -88,31 +93,17 @@ struct Splits {
     });
   }
 
-  // Adds those of the others to these.
-  template <int kOwn>
-  __device__ __forceinline__ void add_others(int (&sums)[1][kColumns / 2]) const {
-    wait(barrier, 0);
-#pragma unroll 1
-    for (int sender = 0; sender < splits - 1; ++sender)
-#pragma unroll
-      for (int place = 0; place < kOwn; ++place) {
-        const Words<4> part = load_shared_words(slot(sender, place));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[0][4 * place + i] += static_cast<int>(part.word[i]);
-      }
-  }
-
   // This block's own eights as int32 sums, to `to` [own columns][kStride].
   template <int kStride>
   __device__ __forceinline__ void store_own(const int (&sums)[kRowTiles][kColumns / 2], int* to) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (splits > 1) wait(barrier, 0);
+    if (splits > 1) wait_for_others();
     for_each_eight([&](int eight, int owner, int place) {
       if (owner != rank) return;
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         int total[4] = {sums[j][4 * eight], sums[j][4 * eight + 1], sums[j][4 * eight + 2], sums[j][4 * eight + 3]};
-        if constexpr (kRowTiles == 1) add_to(total, place);
+        if constexpr (kRowTiles == 1) add_others<1>(total, place);
         const int row = warp / 4 * 64 * kRowTiles + j * 64 + warp % 4 * 16 + lane / 4;
 #pragma unroll
         for (int i = 0; i < 4; ++i) to[(place * 8 + lane % 4 * 2 + i % 2) * kStride + row + i / 2 * 8] = total[i];

@@ -29,8 +29,9 @@ inline bool rows_are_aligned(const Linear& linear, int64_t row_bytes) {
   return bits % 16 == 0;
 }
 
-// Each returns a cudaError_t.
 constexpr int kDecodeColumns = 8;
+
+// Each returns a cudaError_t.
 // Whether every block of launch_decode quantizes the tokens itself.
 bool decode_can_quantize(const Linear& linear, int digits, const Device& device);
 bool decode_can_serve(const Linear& linear, int digits, const Device& device);

@@ -4,8 +4,6 @@ A program takes one token and keeps it in registers; a longer one it reads again
 largest magnitude. per_tensor: the largest magnitudes of all tokens are written first, by a launch of their own.
 """
 
-from typing import TypedDict
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -14,38 +12,6 @@ SMALLEST = tl.constexpr(1e-5)  # absmax: m is at least this
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: anything else is Inf or NaN
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number, half to even
 BITS_OF_ROUND = tl.constexpr(0x4B400000)  # those of ROUND + n, n a whole number, are n more
-
-MOST_KEPT = 16384  # features that a program keeps
-STEP = 8192  # features of a step where it does not
-FEW_TOKENS = 128  # programs that hardly share multiprocessors: then each takes more warps
-
-
-class Steps(TypedDict):
-    """What arrange_kernel calls so, and its warps."""
-
-    TILE: int
-    REST: int
-    KEPT: bool
-    num_warps: int
-
-
-def steps(tokens: int, row_bytes: int, slots: int) -> Steps:
-    """How tokens of `row_bytes` bytes' worth of features are read.
-
-    Of many tokens in two powers of two of them, which waste fewer instructions than one; of few in one, whose threads
-    wait for each other less often.
-    """
-    tile, rest, features_of_thread = triton.next_power_of_2(row_bytes), 0, 16
-    if tokens > FEW_TOKENS:
-        features_of_thread = 32
-        more = triton.next_power_of_2(max(1, row_bytes - tile // 2))
-        if more < tile // 2:
-            tile, rest = tile // 2, more
-    features = (tile + rest) * slots
-    if features > MOST_KEPT:
-        return Steps(TILE=STEP // slots, REST=0, KEPT=False, num_warps=8)
-    warps = triton.next_power_of_2(triton.cdiv(features, 32 * features_of_thread))
-    return Steps(TILE=tile, REST=rest, KEPT=True, num_warps=min(16, max(4, warps)))
 
 
 @triton.jit

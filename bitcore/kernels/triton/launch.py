@@ -1,14 +1,14 @@
 """From tensors to Triton launches: one for a single token, else one that arranges x and one that multiplies."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 import triton
 from torch import Tensor
 
 from bitcore.kernels.triton import INTERPRETED
-from bitcore.kernels.triton.arrange import STEP, arrange_kernel, largest_magnitudes_kernel, steps
+from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
 from bitcore.kernels.triton.gemv import MAX_WORDS, gemv_kernel
 from bitcore.kernels.triton.product import product_kernel
 from bitcore.kernels.triton.tiles import (
@@ -23,6 +23,9 @@ from bitcore.kernels.triton.tiles import (
 from bitcore.packing import WEIGHTS_PER_BYTE
 
 MAX_BLOCK = 32  # bytes, see weights.py
+MOST_KEPT = 16384  # features of a token that stay in registers
+STEP = 8192  # features of a step where they do not
+FEW_TOKENS = 128  # programs that hardly share multiprocessors: then each takes more warps
 PTX = not INTERPRETED and torch.version.hip is None
 OPTIONS = {"enable_fp_fusion": False}  # the reference has no fused multiply-adds
 
@@ -105,7 +108,7 @@ def _launch_product(call: Call, tile: Tile) -> None:
     group_bytes = call.group_size // call.per_byte
     block = min(MAX_BLOCK, group_bytes & -group_bytes) if group_bytes else MAX_BLOCK  # divides a group
     overlap = _can_overlap(call.x.device)
-    q, scales, sums = _arrange(call, block, overlap)
+    q, scales, sums = arrange(call.x, call.per_byte, block, call.activation_granularity, overlap=overlap)
     one_scale = call.weight_scale.numel() == 1
     programs = triton.cdiv(tokens, tile.tokens) * triton.cdiv(out_features, tile.features)
     product_kernel[(programs,)](
@@ -144,17 +147,20 @@ def _launch_product(call: Call, tile: Tile) -> None:
     )
 
 
-def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """q [tokens, width], scales and sums [tokens] of arrange.py; no scales and sums for floating-point activations."""
-    x, per_byte, granularity = call.x, call.per_byte, call.activation_granularity
+def arrange(
+    x: Tensor, per_byte: int, block: int, granularity: str | None, *, overlap: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """arrange.py's q [tokens, width], scales float32 and sums int32 [tokens] of x [tokens, K].
+
+    width is K rounded up to a multiple of per_byte * block. granularity None: q has x's dtype, no scales and sums.
+    """
     tokens, in_features = x.shape
     slots = triton.next_power_of_2(per_byte)
-    blocks = triton.cdiv(in_features, per_byte * block)
-    options = steps(tokens, blocks * block, slots)
+    row_bytes = triton.cdiv(in_features, per_byte * block) * block
     if granularity is None:
-        q, scales, sums = x.new_empty(tokens, blocks * block * per_byte), None, None
+        q, scales, sums = x.new_empty(tokens, row_bytes * per_byte), None, None
     else:
-        q = x.new_empty(tokens, blocks * block * per_byte, dtype=torch.int8)
+        q = x.new_empty(tokens, row_bytes * per_byte, dtype=torch.int8)
         scales, sums = x.new_empty(tokens, dtype=torch.float32), x.new_empty(tokens, dtype=torch.int32)
     largest = None
     if granularity == "per_tensor":
@@ -177,11 +183,39 @@ def _arrange(call: Call, block: int, overlap: bool) -> tuple[Tensor, Tensor | No
         QUANTIZE=granularity is not None,
         PER_TENSOR=granularity == "per_tensor",
         OVERLAP=overlap,
-        **options,
+        **_steps(tokens, row_bytes, slots),
         **_launch_options(overlap),
         **OPTIONS,
     )
     return q, scales, sums
+
+
+class Steps(TypedDict):
+    """What arrange_kernel calls so, and its warps."""
+
+    TILE: int
+    REST: int
+    KEPT: bool
+    num_warps: int
+
+
+def _steps(tokens: int, row_bytes: int, slots: int) -> Steps:
+    """How tokens of `row_bytes` bytes' worth of features are read.
+
+    Of many tokens in two powers of two of them, which waste fewer instructions than one; of few in one, whose threads
+    wait for each other less often.
+    """
+    tile, rest, features_of_thread = triton.next_power_of_2(row_bytes), 0, 16
+    if tokens > FEW_TOKENS:
+        features_of_thread = 32
+        more = triton.next_power_of_2(max(1, row_bytes - tile // 2))
+        if more < tile // 2:
+            tile, rest = tile // 2, more
+    features = (tile + rest) * slots
+    if features > MOST_KEPT:
+        return Steps(TILE=STEP // slots, REST=0, KEPT=False, num_warps=8)
+    warps = triton.next_power_of_2(triton.cdiv(features, 32 * features_of_thread))
+    return Steps(TILE=tile, REST=rest, KEPT=True, num_warps=min(16, max(4, warps)))
 
 
 def _launch_gemv(call: Call, tile: GemvTile) -> None:

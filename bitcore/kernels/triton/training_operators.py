@@ -7,8 +7,7 @@ import triton
 from torch import Tensor
 
 from bitcore.kernels.training import TrainingOperators
-from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel, steps
-from bitcore.kernels.triton.launch import OPTIONS
+from bitcore.kernels.triton.launch import OPTIONS, arrange
 from bitcore.kernels.triton.training import (
     pack_kernel,
     row_statistics_kernel,
@@ -19,7 +18,7 @@ from bitcore.kernels.triton.training import (
 from bitcore.packed_weight import PackedWeight
 from bitcore.packing import WEIGHTS_PER_BYTE
 
-TILE = 1024  # weights, or at most as many activations, of a step
+TILE = 1024  # weights of a step
 BYTES_TILE = 256
 TOKEN_TILE = 2048
 
@@ -122,36 +121,10 @@ def _(weight_packed: Tensor, weight_scale: Tensor, in_features: int, per_byte: i
 @torch.library.custom_op("bitlab::triton_quantize_tokens", mutates_args=())
 def triton_quantize_tokens(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]:
     """x [tokens, K], not empty -> int8 [tokens, K], float32 [1] or [tokens, 1]."""
-    tokens, in_features = x.shape
-    q = x.new_empty(tokens, in_features, dtype=torch.int8)
-    scales = x.new_empty(tokens, 1, dtype=torch.float32)
-    sums = x.new_empty(tokens, dtype=torch.int32)
-    with _device_of(x):
-        largest = None
-        if per_tensor:
-            largest = x.new_empty(tokens, dtype=torch.float32)
-            tile = min(triton.next_power_of_2(in_features), TILE)
-            largest_magnitudes_kernel[(tokens,)](x, largest, in_features, *x.stride(), TILE=tile, **OPTIONS)
-        arrange_kernel[(tokens,)](
-            x,
-            q,
-            scales,
-            sums,
-            largest,
-            tokens,
-            in_features,
-            *x.stride(),
-            in_features,
-            PER_BYTE=1,  # a plane of its own: the order of x
-            SLOTS=1,
-            BLOCK=1,
-            QUANTIZE=True,
-            PER_TENSOR=per_tensor,
-            OVERLAP=False,
-            **steps(tokens, in_features, 1),
-            **OPTIONS,
-        )
-    return q, scales[0].clone() if per_tensor else scales
+    with _device_of(x):  # a plane of its own: the order of x
+        q, scales, _ = arrange(x, 1, 1, "per_tensor" if per_tensor else "per_token", overlap=False)
+    assert scales is not None
+    return q, scales[:1].clone() if per_tensor else scales[:, None]
 
 
 @triton_quantize_tokens.register_fake
