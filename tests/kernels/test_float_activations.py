@@ -80,6 +80,39 @@ def test_floating_point_activations_equal_their_definition(
     assert_same(kernel_class(config).linear(x, weight, bias).cpu(), fixed_point_definition(x, weight, bias, config))
 
 
+@pytest.mark.parametrize("kernel_class", ["triton"], indirect=True)
+@settings(max_examples=60)
+@given(
+    out_features=st.integers(1, 140),
+    in_features=st.integers(1, 3 * 256 + 40),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    config=st.sampled_from([config for config in FLOAT_CONFIGS if config.weight_granularity != "per_group"]),
+    scale=st.sampled_from([1e-30, 1e-7, 1.0, 1e3]),
+    bad=st.sampled_from([None, None, math.inf, -math.inf, math.nan]),
+    seed=st.integers(0, 2**31),
+)
+def test_one_token_equals_the_definition_on_any_shape(
+    kernel_class: type[BitKernelBase],
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype,
+    config: BitQuantConfig,
+    scale: float,
+    bad: float | None,
+    seed: int,
+) -> None:
+    assume_served(kernel_class, config)
+    torch.manual_seed(seed)
+    weight = random_weight(out_features, in_features, config)
+    x = (torch.randn(1, in_features) * scale).to(dtype)
+    bias = torch.randn(out_features).to(dtype)
+    expected = fixed_point_definition(x, weight, bias, config)
+    if bad is not None:
+        x[0, seed % in_features] = bad
+        expected.fill_(math.nan)
+    assert_same(kernel_class(config).linear(x, weight, bias).cpu(), expected)
+
+
 @every_other_kernel
 @pytest.mark.parametrize("config", FLOAT_CONFIGS, ids=str)
 def test_floating_point_activations_lose_no_more_than_float32(

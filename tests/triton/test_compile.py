@@ -23,7 +23,7 @@ SIZES = (
     "width",
     "groups",
     "group_bytes",
-    "row_words",
+    "row_size",
 )
 STRIDES = ("token_stride", "feature_stride")
 POINTERS = {
@@ -45,7 +45,8 @@ def compiled(kernel: object, target: GPUTarget, constants: dict[str, object], **
     aligned = {
         (names.index(name),): [["tt.divisibility", 16]]
         for name in names
-        if signature[name] != "constexpr" and name not in ("tokens", "groups", "rows", "columns", "threshold_factor")
+        if not signature[name].startswith(("constexpr", "tensordesc"))
+        and name not in ("tokens", "groups", "rows", "columns", "threshold_factor")
     }
     return triton.compile(ASTSource(kernel, signature, places, aligned), target=target, options={"num_warps": 4}).asm
 
@@ -70,9 +71,13 @@ def test_products_compile(target: GPUTarget, per_byte: int) -> None:
         "SLICES": 1,
         "BYTES": 32,
         "STAGES": 2,
+        "BOXES": 0,
         "zero_point": None,
         "bias": None,
     }
+    if nvidia and target.arch >= 90 and per_byte != 5:
+        boxes = {"q": f"tensordesc<i8[64, {32 * per_byte}]>", "packed": "tensordesc<u8[64, 32]>"}
+        assert "cp.async.bulk.tensor" in compiled(product_kernel, target, {**constants, "BOXES": 2}, **boxes)["ptx"]
     code = compiled(product_kernel, target, constants)
     if nvidia:  # int8 tensor cores, and on Hopper with the decoded weights from registers
         assert ("wgmma.mma_async" if target.arch >= 90 else "mma.sync") in code["ptx"]
@@ -96,24 +101,27 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "OVERLAP": overlaps,
         "FEATURES": 4,
         "WORDS": 256,
+        "ALIGNED": True,
+        "DIGITS": 1,
         "zero_point": None,
         "bias": None,
         "feature_stride": 1,
     }
-    code = compiled(gemv_kernel, target, constants, packed="*i32")
+    assert compiled(gemv_kernel, target, {**constants, "ALIGNED": False, "DIGITS": 3})
+    code = compiled(gemv_kernel, target, constants)
     if nvidia:
         assert "dp4a.u32.s32" in code["ptx"]
         assert ("griddepcontrol.wait" in code["ptx"]) == overlaps
         assert "ld.global.b16" not in code["ptx"]  # x comes 16 bytes at a time
     constants = {
-        "PER_BYTE": 4, "SLOTS": 4, "BLOCK": 32, "TILE": 512, "REST": 128, "KEPT": True, "QUANTIZE": True,
+        "PER_BYTE": 4, "BLOCK": 32, "TILE": 512, "PARTS": 5, "EARLY": True, "QUANTIZE": True, "PTX": nvidia,
         "OVERLAP": overlaps, "feature_stride": 1,
     }  # fmt: skip
     assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": True})
     code = compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})
     if nvidia:
         assert "ld.global.b16" not in code["ptx"]
-    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "REST": 0, "KEPT": False})
+    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "PARTS": 0})
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))

@@ -19,6 +19,7 @@ WHOLE_ROWS = [
     BitQuantConfig(weight_granularity="per_channel", activation_granularity="per_tensor"),
     BitQuantConfig(storage_format="base3", weight_granularity="per_channel"),
     BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_channel"),
+    BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", weight_granularity="per_tensor"),
 ]
 GROUPED = [
     BitQuantConfig(group_size=32, **PER_GROUP),
@@ -26,8 +27,17 @@ GROUPED = [
     BitQuantConfig(storage_format="base3", group_size=160, **PER_GROUP),
     BitQuantConfig(weight_dtype="int4", weight_quantizer="minmax", group_size=96, **PER_GROUP),
 ]
-# (tokens, features, slices, bytes, warps, stages): one slice and more, tiles wider and narrower than what is computed
-TILES = [(8, 16, 4, 64, 4, 3), (16, 32, 2, 128, 4, 3), (64, 64, 1, 32, 4, 3), (128, 128, 1, 64, 4, 3)]
+# Sizes of Tile: one slice and more, tiles wider and narrower than what is computed, and boxes, of rows of 640 and 2,560
+# weights.
+TILES = [
+    (8, 16, 4, 64, 4, 3),
+    (16, 32, 2, 128, 4, 3),
+    (64, 64, 1, 32, 4, 3),
+    (128, 128, 1, 64, 4, 3),
+    (8, 32, 4, 32, 4, 3, 2),
+    (16, 64, 1, 32, 4, 3, 1),
+    (64, 64, 1, 32, 4, 3, 2),
+]
 
 
 def random_weight(rows: int, columns: int, config: BitQuantConfig) -> PackedWeight:
@@ -72,10 +82,9 @@ def test_groups(config: BitQuantConfig) -> None:
 def test_one_token_in_one_launch(config: BitQuantConfig, sizes: tuple[int, ...]) -> None:
     from bitcore.kernels.triton.tiles import GemvTile
 
-    for out_features, in_features in ((1, 640), (70, 320), (300, 957)):  # 957: words that are not full
-        weight = random_weight(out_features, in_features, config)
-        if weight.packed.shape[1] % 4 == 0:
-            check(config, 1, weight, GemvTile(*sizes), torch.float32)
+    # 957: words that are not full; 2 rows of a byte or two, and 300 that start at any byte
+    for out_features, in_features in ((1, 640), (70, 320), (300, 957), (2, 5), (300, 333)):
+        check(config, 1, random_weight(out_features, in_features, config), GemvTile(*sizes), torch.float32)
 
 
 @pytest.mark.parametrize("storage_format", ["2bit", "base3", "int4"])

@@ -12,6 +12,11 @@ SMALLEST = tl.constexpr(1e-5)  # absmax: m is at least this
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: anything else is Inf or NaN
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number, half to even
 BITS_OF_ROUND = tl.constexpr(0x4B400000)  # those of ROUND + n, n a whole number, are n more
+# The lowest bytes of four registers in one, if a mask says so, and their sum added to the first of four totals.
+_LOWEST_BYTES = tl.constexpr(
+    "{.reg .b32 l, h; prmt.b32 l, $5, $6, 0x0040; prmt.b32 h, $7, $8, 0x0040; prmt.b32 $0, l, h, 0x5410; "
+    "and.b32 $0, $0, $9; dp4a.s32.s32 $1, $0, 0x01010101, $13; mov.b32 $2, $14; mov.b32 $3, $15; mov.b32 $4, $16;}"
+)
 
 
 @triton.jit
@@ -34,110 +39,115 @@ def arrange_kernel(
     feature_stride,
     width,
     PER_BYTE: tl.constexpr,
-    SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-    REST: tl.constexpr,
-    KEPT: tl.constexpr,
+    PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
     QUANTIZE: tl.constexpr,
     PER_TENSOR: tl.constexpr,
+    PTX: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """x [tokens, in_features] to q [tokens, width], width a multiple of PER_BYTE * BLOCK, zeros at the end.
 
     QUANTIZE: q is int8, with scales float32 [tokens] and sums int32 [tokens] of q; 0 where a scale is NaN.
-    Otherwise q has x's dtype. SLOTS is PER_BYTE rounded up to a power of two, TILE the bytes' worth of features a step.
-    KEPT: all are one step and another one of REST bytes' worth, which may be 0, and stay in registers.
+    Otherwise q has x's dtype. TILE: places of q of a step, whole blocks where PER_BYTE is a power of two. PARTS: how
+    many steps a token has, if they all stay in registers, else 0. EARLY: the next kernel may start before the one in
+    front of this one has ended.
     """
     if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
+        _wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     x += token * token_stride
     q += token * width
-    PARTS: tl.constexpr = 2 if REST > 0 else 1
     kept = ()
-    if KEPT:
-        kept = (_load_features(x, 0, in_features, feature_stride, PER_BYTE, SLOTS, TILE),)
-        if REST > 0:
-            kept = kept + (_load_features(x, TILE, in_features, feature_stride, PER_BYTE, SLOTS, REST),)
+    for part in tl.static_range(PARTS):
+        kept = kept + (_load_features(x, part * TILE, in_features, feature_stride, PER_BYTE, BLOCK, TILE),)
     inverse, finite = 0.0, True
     if QUANTIZE:
         if PER_TENSOR:
             largest = _largest_magnitude(largest_magnitudes, tokens, 1, 1024)
-        elif KEPT:
+        elif PARTS > 0:
             largest = _largest_kept(kept, PARTS)
         else:
-            largest = _largest_magnitude(x, in_features, feature_stride, TILE * SLOTS)
+            largest = _largest_magnitude(x, in_features, feature_stride, TILE)
         finite = largest <= LARGEST
         largest = tl.maximum(largest, SMALLEST)
         inverse = tl.div_rn(1.0, largest) * 127.0
-    sum_of_q = tl.zeros((), tl.int32)
-    if KEPT:
+    sums_of_q = tl.zeros((TILE,), tl.int32)
+    if PARTS > 0:
         for part in tl.static_range(PARTS):
-            first = part * TILE
-            sum_of_q += _write_features(kept[part], first, inverse, finite, q, width, PER_BYTE, SLOTS, BLOCK, QUANTIZE)
+            sums_of_q = _write_features(kept[part], part * TILE, inverse, finite, q, width, sums_of_q, PTX, QUANTIZE)
     else:
-        for first in range(0, width // PER_BYTE, TILE):
-            values = _load_features(x, first, in_features, feature_stride, PER_BYTE, SLOTS, TILE)
-            sum_of_q += _write_features(values, first, inverse, finite, q, width, PER_BYTE, SLOTS, BLOCK, QUANTIZE)
+        for first in range(0, width, TILE):
+            values = _load_features(x, first, in_features, feature_stride, PER_BYTE, BLOCK, TILE)
+            sums_of_q = _write_features(values, first, inverse, finite, q, width, sums_of_q, PTX, QUANTIZE)
     if QUANTIZE:
         tl.store(scales + token, tl.where(finite, tl.div_rn(largest, 127.0), float("nan")))
-        tl.store(sums + token, sum_of_q)
+        tl.store(sums + token, tl.sum(sums_of_q, 0))
+
+
+@triton.jit
+def _wait(EARLY: tl.constexpr):
+    """For the end of the kernel in front; the next one may start before that or after it."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    else:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
 def _largest_kept(kept, PARTS: tl.constexpr):
-    bits = tl.max(magnitude_bits(kept[0].to(tl.float32)))
+    bits = magnitude_bits(kept[0].to(tl.float32))
     for part in tl.static_range(1, PARTS):
-        bits = tl.maximum(bits, tl.max(magnitude_bits(kept[part].to(tl.float32))))
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _write_features(
-    values,
-    first,
-    inverse,
-    finite,
-    q,
-    width,
-    PER_BYTE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUANTIZE: tl.constexpr,
-):
-    """Writes values [bytes, SLOTS] to their places in q, from byte `first` on, and gives the sum of what it wrote.
-
-    Quantized they need no clamp: the scale is that of their largest.
-    """
-    sum_of_q = tl.zeros((), tl.int32)
-    if QUANTIZE:
-        rounded = (values.to(tl.float32) * inverse + ROUND).to(tl.int32, bitcast=True) - BITS_OF_ROUND
-        rounded = tl.where(finite, rounded, 0)
-        sum_of_q = tl.sum(rounded)
-        values = rounded.to(tl.int8)
-    byte = first + tl.arange(0, values.shape[0])
-    place = tl.arange(0, SLOTS)[None, :]
-    target = (byte // BLOCK * (PER_BYTE * BLOCK) + byte % BLOCK)[:, None] + place * BLOCK
-    tl.store(q + target, values, mask=(place < PER_BYTE) & (target < width))
-    return sum_of_q
+        bits = tl.maximum(bits, magnitude_bits(kept[part].to(tl.float32)))
+    return tl.max(bits, 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _load_features(
-    x, first, in_features, feature_stride, PER_BYTE: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr
+    x, first, in_features, feature_stride, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
 ):
-    """[TILE, SLOTS] of x: PER_BYTE features for every byte from byte `first` on, then zeros up to SLOTS."""
-    if PER_BYTE == SLOTS:  # one row, so that as many as possible are loaded at once
-        feature = first * PER_BYTE + tl.arange(0, TILE * SLOTS)
-        mask = feature < in_features
-    else:
-        place = tl.arange(0, SLOTS)[None, :]
-        feature = (first + tl.arange(0, TILE))[:, None] * PER_BYTE + place
-        mask = (place < PER_BYTE) & (feature < in_features)
-    values = tl.load(x + feature.to(tl.int64) * feature_stride, mask=mask, other=0.0)
-    return tl.reshape(values, (TILE, SLOTS))
+    """[TILE] of x, as they come to q from place `first` on; zeros after the end."""
+    place = first + tl.arange(0, TILE)
+    if PER_BYTE == 5:
+        feature = (place // (5 * BLOCK) * BLOCK + place % BLOCK) * 5 + place % (5 * BLOCK) // BLOCK
+    else:  # in their own order, so that as many as possible are loaded at once
+        feature = place
+    values = tl.load(x + feature.to(tl.int64) * feature_stride, mask=feature < in_features, other=0.0)
+    if PER_BYTE % 2 == 0:
+        blocks = tl.reshape(values, (TILE // (PER_BYTE * BLOCK), BLOCK, PER_BYTE))
+        values = tl.reshape(tl.permute(blocks, (0, 2, 1)), (TILE,))
+    return values
+
+
+@triton.jit
+def _write_features(values, first, inverse, finite, q, width, total, PTX: tl.constexpr, QUANTIZE: tl.constexpr):
+    """Writes values to q from place `first` on; `total` plus the sums of what it wrote, where that is int8.
+
+    It needs no clamp: the scale is that of the largest value.
+    """
+    if QUANTIZE:
+        bits = (values.to(tl.float32) * inverse + ROUND).to(tl.int32, bitcast=True)
+        if PTX:
+            values, total = tl.inline_asm_elementwise(
+                _LOWEST_BYTES,
+                "=&r,=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r",
+                [bits, tl.where(finite, -1, 0), total],
+                (tl.int8, tl.int32),
+                is_pure=True,
+                pack=4,
+            )
+        else:
+            rounded = tl.where(finite, bits - BITS_OF_ROUND, 0)
+            values, total = rounded.to(tl.int8), total + rounded
+        # A maximum of one value: what is behind it Triton would compute twice, once for the sum and once to be written.
+        values = tl.max(tl.reshape(values, (values.shape[0], 1)), 1)
+    place = first + tl.arange(0, values.shape[0])
+    tl.store(q + place, values, mask=place < width)
+    return total
 
 
 @triton.jit

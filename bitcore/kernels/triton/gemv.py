@@ -1,8 +1,7 @@
-"""One token in one launch: every program quantizes x for itself, then walks rows of weights.
+"""One token in one launch: every program makes digits of x for itself, then walks rows of weights.
 
-    registers   q[plane][word]: all of x as int8, four to a word, in the order of K of weights.py. x is loaded as it
-                lies and comes into planes there. A thread's words are the same for every row
-    a row       word -> PER_BYTE words of codes, each times q[plane][word] (dp4a), summed over the threads
+    registers   q[digit][plane][word]: all of x (digits.py). A thread's words are the same for every row
+    a row       word -> PER_BYTE words of codes, each times q[digit][plane][word] (dp4a), summed over the threads
 
 The first rows are on their way from memory before x is looked at, and the next ones before a row is multiplied.
 """
@@ -11,10 +10,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bitcore.kernels.triton.arrange import LARGEST, ROUND, SMALLEST, magnitude_bits
+from bitcore.kernels.triton.digits import load_token, token_in_digits
 from bitcore.kernels.triton.weights import prefetch, unscaled, word_planes
 
-MAX_WORDS = 2048  # of a row: registers hold x
+MAX_WORDS = 2048  # of a row times digits: registers hold x
 
 
 @triton.jit(do_not_specialize=["out_features"])
@@ -27,62 +26,57 @@ def gemv_kernel(
     bias,
     out_features,
     in_features,
-    row_words,
+    row_size,
     feature_stride,
     PER_BYTE: tl.constexpr,
     OFFSET: tl.constexpr,
     ONE_SCALE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PTX: tl.constexpr,
     OVERLAP: tl.constexpr,
     FEATURES: tl.constexpr,
     WORDS: tl.constexpr,
+    DIGITS: tl.constexpr,
 ):
-    """y [out_features] of x [in_features] and packed int32 [out_features, row_words], row_words <= WORDS."""
-    PARTS: tl.constexpr = 5 if PER_BYTE == 5 else 1  # of x: its planes, where they are no power of two, else all of it
-    PLANES: tl.constexpr = PER_BYTE // PARTS
+    """y [out_features] of x [in_features] and packed uint8 [out_features, bytes], at most WORDS words of four of them.
+
+    row_size: the words of a row where ALIGNED, else its bytes. DIGITS: 1 quantizes x, 3 take it as it is.
+    """
     first = tl.program_id(0) * FEATURES
     step = tl.num_programs(0) * FEATURES
     word = tl.arange(0, WORDS)
     if OVERLAP:
-        prefetch(packed + first.to(tl.int64) * row_words, tl.minimum(FEATURES, out_features - first) * row_words * 4)
+        row_bytes = row_size * 4 if ALIGNED else row_size
+        prefetch(packed + first.to(tl.int64) * row_bytes, tl.minimum(FEATURES, out_features - first) * row_bytes)
         gdc_wait()
         gdc_launch_dependents()
-    values = ()
-    for part in tl.static_range(PARTS):
-        values = values + (_load_features(x, part, in_features, feature_stride, PER_BYTE, PLANES, WORDS),)
-    words = _load_rows(packed, first + tl.arange(0, FEATURES), word, out_features, row_words)
+    values = load_token(x, in_features, feature_stride, PER_BYTE, WORDS)
+    words = _load_rows(packed, first + tl.arange(0, FEATURES), word, out_features, row_size, ALIGNED, PTX)
     if ONE_SCALE:
         scale_of_row = tl.load(weight_scale)
 
-    magnitude = magnitude_bits(values[0])
-    for part in tl.static_range(1, PARTS):
-        magnitude = tl.maximum(magnitude, magnitude_bits(values[part]))
-    largest = tl.max(magnitude).to(tl.float32, bitcast=True)
-    finite = largest <= LARGEST
-    largest = tl.maximum(largest, SMALLEST)
-    inverse = tl.div_rn(1.0, largest) * 127.0
-    scale = tl.where(finite, tl.div_rn(largest, 127.0), float("nan"))  # then q does not matter
-    q = ()
-    for part in tl.static_range(PARTS):
-        q = q + _columns(_words_of_q(values[part] * inverse, PLANES, WORDS), PLANES)
-    sums = tl.zeros((WORDS,), tl.int32)
-    for plane in tl.static_range(PER_BYTE):
-        sums = _add_dot_of_bytes(tl.full((WORDS,), 0x01010101, tl.int32), q[plane], sums, PTX)
-    sum_of_q = tl.sum(sums, 0)
+    q, scale = token_in_digits(values, PER_BYTE, WORDS, DIGITS, PTX)
+    ones = ()
+    for _ in tl.static_range(PER_BYTE):
+        ones = ones + (tl.full((WORDS,), 0x01010101, tl.int32),)
+    sums_of_q = ()
+    for digit in tl.static_range(DIGITS):
+        sums_of_q = sums_of_q + (tl.sum(_dot(ones, q, digit, tl.zeros((WORDS,), tl.int32), PER_BYTE, PTX), 0),)
 
     for base in range(first, out_features, step):
         row = base + tl.arange(0, FEATURES)
-        ahead = _load_rows(packed, row + step, word, out_features, row_words)
+        ahead = _load_rows(packed, row + step, word, out_features, row_size, ALIGNED, PTX)
         codes = word_planes(words, PER_BYTE, PTX)
-        products = tl.zeros((FEATURES, WORDS), tl.int32)
-        for plane in tl.static_range(PER_BYTE):
-            products = _add_dot_of_bytes(codes[plane], q[plane][None, :], products, PTX)
-        scale_at = tl.minimum(row, out_features - 1)
+        scale_at = row * 0 if ONE_SCALE else tl.minimum(row, out_features - 1)
         if not ONE_SCALE:
             scale_of_row = tl.load(weight_scale + scale_at)
         offset = OFFSET if zero_point is None else tl.load(zero_point + scale_at).to(tl.int32) + OFFSET
-        product = unscaled(tl.sum(products, 1), PER_BYTE) - offset * sum_of_q
-        total = product.to(tl.float32) * (scale * scale_of_row)
+        product = tl.zeros((FEATURES,), tl.float32)
+        for digit in tl.static_range(DIGITS):
+            products = _dot(codes, q, digit, tl.zeros((FEATURES, WORDS), tl.int32), PER_BYTE, PTX)
+            exact = unscaled(tl.sum(products, 1), PER_BYTE) - offset * sums_of_q[digit]
+            product = product * 256.0 + exact.to(tl.float32)
+        total = product * (scale * scale_of_row)
         if bias is not None:
             total += tl.load(bias + row, mask=row < out_features, other=0.0).to(tl.float32)
         tl.store(y + row, total.to(y.dtype.element_ty), mask=row < out_features)
@@ -90,47 +84,38 @@ def gemv_kernel(
 
 
 @triton.jit
-def _load_rows(packed, row, word, out_features, row_words):
-    """int32 [rows, words], 0 after the end of a row and after the last row."""
-    at = row.to(tl.int64)[:, None] * row_words + word[None, :]
-    return tl.load(packed + at, mask=(row < out_features)[:, None] & (word < row_words)[None, :], other=0)
+def _load_rows(packed, row, word, out_features, row_size, ALIGNED: tl.constexpr, PTX: tl.constexpr):
+    """int32 [rows, words]; what is after the end of a row or the last row is not to be used."""
+    packed = packed.to(tl.pointer_type(tl.int32), bitcast=True)
+    if ALIGNED:
+        at = row.to(tl.int64)[:, None] * row_size + word[None, :]
+        return tl.load(packed + at, mask=(row < out_features)[:, None] & (word < row_size)[None, :], other=0)
+    else:  # parts of two words, the second one only where the weights have not ended
+        begin = row.to(tl.int64) * row_size
+        byte = (begin & 3).to(tl.int32)
+        bits = byte * 8
+        words = tl.where(row < out_features, (row_size + 3) // 4, 0)
+        left = tl.minimum(out_features - row, 5) * row_size  # bytes from the row on; of five rows there are enough
+        seconds = tl.minimum(words, (byte + left - 1) // 4)
+        at = (packed + (begin >> 2))[:, None]
+        low = tl.load(at + word[None, :], mask=word[None, :] < words[:, None], other=0)
+        high = tl.load(at + (word + 1)[None, :], mask=word[None, :] < seconds[:, None], other=0)
+        bits = bits[:, None]
+        low, bits = tl.broadcast(low, bits)
+        if PTX:
+            return tl.inline_asm_elementwise(
+                "shf.r.wrap.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, bits], tl.int32, is_pure=True, pack=1
+            )
+        both = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+        return (both >> bits).to(tl.int32)
 
 
 @triton.jit
-def _load_features(
-    x, part, in_features, feature_stride, PER_BYTE: tl.constexpr, PLANES: tl.constexpr, WORDS: tl.constexpr
-):
-    """float32 [WORDS, 4 * PLANES]: features of every byte of every word, all PER_BYTE of them or those of one plane."""
-    word, place = tl.arange(0, WORDS)[:, None], tl.arange(0, 4 * PLANES)[None, :]
-    if PLANES == PER_BYTE:  # one after the other
-        feature = word * (4 * PER_BYTE) + place
-    else:
-        feature = (word * 4 + place) * PER_BYTE + part
-    return tl.load(x + feature.to(tl.int64) * feature_stride, mask=feature < in_features, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _words_of_q(scaled, PLANES: tl.constexpr, WORDS: tl.constexpr):
-    """int32 [WORDS, PLANES]: the rounded values of four bytes' places of a plane, -127..127, in one word.
-
-    The lowest byte of a float32 of this size is its rounded value, and the token's own scale leaves nothing to clamp.
-    """
-    byte = (scaled + ROUND).to(tl.int32, bitcast=True) & 255
-    byte <<= tl.arange(0, 4 * PLANES)[None, :] // PLANES * 8
-    return tl.sum(tl.reshape(byte, (WORDS, 4, PLANES)), 1)
-
-
-@triton.jit
-def _columns(table, COLUMNS: tl.constexpr):
-    """The 1, 2 or 4 columns of [rows, COLUMNS]."""
-    if COLUMNS == 1:
-        return (tl.reshape(table, (table.shape[0],)),)
-    elif COLUMNS == 2:
-        return tl.split(table)
-    else:
-        even, odd = tl.split(tl.reshape(table, (table.shape[0], 2, 2)))
-        even, odd = tl.split(even), tl.split(odd)
-        return even[0], odd[0], even[1], odd[1]
+def _dot(codes, q, digit, total, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
+    """`total` plus the products of the words of codes with those of a digit."""
+    for plane in tl.static_range(PER_BYTE):
+        total = _add_dot_of_bytes(codes[plane], q[digit * PER_BYTE + plane], total, PTX)
+    return total
 
 
 @triton.jit

@@ -6,9 +6,11 @@ from typing import NamedTuple, TypedDict
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bitcore.kernels.triton import INTERPRETED
 from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
+from bitcore.kernels.triton.digits import DIGITS
 from bitcore.kernels.triton.gemv import MAX_WORDS, gemv_kernel
 from bitcore.kernels.triton.product import product_kernel
 from bitcore.kernels.triton.tiles import (
@@ -23,9 +25,10 @@ from bitcore.kernels.triton.tiles import (
 from bitcore.packing import WEIGHTS_PER_BYTE
 
 MAX_BLOCK = 32  # bytes, see weights.py
-MOST_KEPT = 16384  # features of a token that stay in registers
-STEP = 8192  # features of a step where they do not
-FEW_TOKENS = 128  # programs that hardly share multiprocessors: then each takes more warps
+MOST_KEPT = 16384  # places of a token in q that stay in registers
+STEP = 8192  # places of a step where they do not
+PLACES_OF_WARP = 512  # at a time: 16 of a thread are written at once
+FEW_TOKENS = 256  # whose programs hardly share multiprocessors
 PTX = not INTERPRETED and torch.version.hip is None
 OPTIONS = {"enable_fp_fusion": False}  # the reference has no fused multiply-adds
 
@@ -64,15 +67,18 @@ class Call(NamedTuple):
         return "32-bit" if self.x.dtype == torch.float32 else "16-bit"
 
     @property
+    def digits(self) -> int:
+        """Of x, in gemv.py."""
+        return DIGITS if self.activation_granularity is None else 1
+
+    @property
     def one_launch(self) -> bool:
         """Whether gemv.py can serve."""
-        row_bytes = self.packed.shape[1]
+        words = triton.cdiv(self.packed.shape[1], 4)
         return (
             self.x.shape[0] == 1
-            and self.activation_granularity is not None
             and self.group_size == 0
-            and row_bytes % 4 == 0
-            and row_bytes <= 4 * MAX_WORDS
+            and 0 < words * self.digits <= MAX_WORDS
             and self.packed.data_ptr() % 4 == 0
         )
 
@@ -110,10 +116,14 @@ def _launch_product(call: Call, tile: Tile) -> None:
     overlap = _can_overlap(call.x.device)
     q, scales, sums = arrange(call.x, call.per_byte, block, call.activation_granularity, overlap=overlap)
     one_scale = call.weight_scale.numel() == 1
+    unmasked = not group_bytes and row_bytes % (tile.slices * tile.bytes) == 0
+    boxes = tile.boxes if unmasked and call.per_byte != 5 and _can_read_boxes(call.x.device) else 0
+    if row_bytes % 16 or call.packed.data_ptr() % 16:
+        boxes = min(boxes, 1)
     programs = triton.cdiv(tokens, tile.tokens) * triton.cdiv(out_features, tile.features)
     product_kernel[(programs,)](
-        q,
-        call.packed,
+        _boxes(q, tile.slices, tile.tokens, tile.bytes * call.per_byte) if boxes > 0 else q,
+        _boxes(call.packed, tile.slices, tile.features, tile.bytes) if boxes > 1 else call.packed,
         call.y,
         scales,
         sums,
@@ -132,7 +142,8 @@ def _launch_product(call: Call, tile: Tile) -> None:
         OFFSET=call.offset,
         QUANTIZED=call.activation_granularity is not None,
         GRANULARITY="per_group" if group_bytes else "per_tensor" if one_scale else "per_channel",
-        UNMASKED=not group_bytes and row_bytes % (tile.slices * tile.bytes) == 0,
+        UNMASKED=unmasked,
+        BOXES=boxes,
         PTX=PTX,
         OVERLAP=overlap,
         TOKENS=tile.tokens,
@@ -147,6 +158,14 @@ def _launch_product(call: Call, tile: Tile) -> None:
     )
 
 
+def _boxes(matrix: Tensor, slices: int, rows: int, columns: int) -> TensorDescriptor:
+    """Boxes [rows, columns] of a matrix; of several slices one box of each, [slices, rows, columns]."""
+    if slices == 1:
+        return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+    parts = matrix.view(matrix.shape[0], slices, -1).transpose(0, 1)
+    return TensorDescriptor(matrix, list(parts.shape), list(parts.stride()), [slices, rows, columns])
+
+
 def arrange(
     x: Tensor, per_byte: int, block: int, granularity: str | None, *, overlap: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -155,12 +174,11 @@ def arrange(
     width is K rounded up to a multiple of per_byte * block. granularity None: q has x's dtype, no scales and sums.
     """
     tokens, in_features = x.shape
-    slots = triton.next_power_of_2(per_byte)
-    row_bytes = triton.cdiv(in_features, per_byte * block) * block
+    width = triton.cdiv(in_features, per_byte * block) * per_byte * block
     if granularity is None:
-        q, scales, sums = x.new_empty(tokens, row_bytes * per_byte), None, None
+        q, scales, sums = x.new_empty(tokens, width), None, None
     else:
-        q = x.new_empty(tokens, row_bytes * per_byte, dtype=torch.int8)
+        q = x.new_empty(tokens, width, dtype=torch.int8)
         scales, sums = x.new_empty(tokens, dtype=torch.float32), x.new_empty(tokens, dtype=torch.int32)
     largest = None
     if granularity == "per_tensor":
@@ -176,14 +194,14 @@ def arrange(
         tokens,
         in_features,
         *x.stride(),
-        q.shape[1],
+        width,
         PER_BYTE=per_byte,
-        SLOTS=slots,
         BLOCK=block,
         QUANTIZE=granularity is not None,
         PER_TENSOR=granularity == "per_tensor",
+        PTX=PTX,
         OVERLAP=overlap,
-        **_steps(tokens, row_bytes, slots),
+        **_steps(tokens, width),
         **_launch_options(overlap),
         **OPTIONS,
     )
@@ -194,52 +212,49 @@ class Steps(TypedDict):
     """What arrange_kernel calls so, and its warps."""
 
     TILE: int
-    REST: int
-    KEPT: bool
+    PARTS: int
+    EARLY: bool
     num_warps: int
 
 
-def _steps(tokens: int, row_bytes: int, slots: int) -> Steps:
-    """How tokens of `row_bytes` bytes' worth of features are read.
+def _steps(tokens: int, width: int) -> Steps:
+    """How tokens of `width` places are read.
 
-    Of many tokens in two powers of two of them, which waste fewer instructions than one; of few in one, whose threads
-    wait for each other less often.
+    Of few tokens by many threads, of many by few, which wait for each other less often and share more of the work that
+    does not grow with the token.
     """
-    tile, rest, features_of_thread = triton.next_power_of_2(row_bytes), 0, 16
-    if tokens > FEW_TOKENS:
-        features_of_thread = 32
-        more = triton.next_power_of_2(max(1, row_bytes - tile // 2))
-        if more < tile // 2:
-            tile, rest = tile // 2, more
-    features = (tile + rest) * slots
-    if features > MOST_KEPT:
-        return Steps(TILE=STEP // slots, REST=0, KEPT=False, num_warps=8)
-    warps = triton.next_power_of_2(triton.cdiv(features, 32 * features_of_thread))
-    return Steps(TILE=tile, REST=rest, KEPT=True, num_warps=min(16, max(4, warps)))
+    few = tokens <= FEW_TOKENS
+    if width > MOST_KEPT:
+        return Steps(TILE=STEP, PARTS=0, EARLY=few, num_warps=8)
+    warps = min(8, triton.next_power_of_2(triton.cdiv(width, 32 * (32 if few else 96))))
+    tile = PLACES_OF_WARP * warps
+    return Steps(TILE=tile, PARTS=triton.cdiv(width, tile), EARLY=few, num_warps=warps)
 
 
 def _launch_gemv(call: Call, tile: GemvTile) -> None:
     out_features, row_bytes = call.packed.shape
-    overlap = _can_overlap(call.x.device)
+    overlap, aligned = _can_overlap(call.x.device), row_bytes % 4 == 0
     programs = min(triton.cdiv(out_features, tile.features), tile.programs * _processors(call.x.device))
     gemv_kernel[(programs,)](
         call.x,
-        call.packed.view(torch.int32),
+        call.packed,
         call.y,
         call.weight_scale,
         call.zero_point,
         call.bias,
         out_features,
         call.x.shape[1],
-        row_bytes // 4,
+        row_bytes // 4 if aligned else row_bytes,
         call.x.stride(1),
         PER_BYTE=call.per_byte,
         OFFSET=call.offset,
         ONE_SCALE=call.weight_scale.numel() == 1,
+        ALIGNED=aligned,
         PTX=PTX,
         OVERLAP=overlap,
         FEATURES=tile.features,
-        WORDS=triton.next_power_of_2(row_bytes // 4),
+        WORDS=triton.next_power_of_2(triton.cdiv(row_bytes, 4)),
+        DIGITS=call.digits,
         num_warps=tile.warps,
         **_launch_options(overlap),
         **OPTIONS,
@@ -253,6 +268,11 @@ def _launch_options(overlap: bool) -> dict[str, bool]:
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _can_read_boxes(device: torch.device) -> bool:
+    """Whether the GPU copies boxes of a matrix to shared memory, one instruction each (TMA)."""
+    return INTERPRETED or _can_overlap(device)
 
 
 @cache

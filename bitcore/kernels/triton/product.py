@@ -46,12 +46,14 @@ def product_kernel(
     SLICES: tl.constexpr,
     BYTES: tl.constexpr,
     STAGES: tl.constexpr,
+    BOXES: tl.constexpr,
 ):
     """y [tokens, out_features] = (q @ (codes - OFFSET - zero_point).T), scaled, + bias; zero_point, bias may be None.
 
     q [tokens, width], int8 with scales and sums [tokens] where QUANTIZED; packed [out_features, row_bytes];
     weight_scale and zero_point [1], [out_features] or [out_features, groups] by GRANULARITY. UNMASKED: row_bytes is a
-    multiple of SLICES * BYTES. per_group: SLICES is 1.
+    multiple of SLICES * BYTES. per_group: SLICES is 1. BOXES: q, and where there are 2 packed too, are descriptors of
+    boxes of a step, [SLICES, rows, ..] where there are slices; UNMASKED, and not base3.
     """
     token_tiles, feature_tiles = tl.cdiv(tokens, TOKENS), tl.cdiv(out_features, FEATURES)
     program = tl.program_id(0)
@@ -64,13 +66,14 @@ def product_kernel(
     at = token.to(tl.int64)[None, :] * out_features + feature[:, None]
     token, feature = tl.minimum(token, tokens - 1), tl.minimum(feature, out_features - 1)
     if OVERLAP:
-        if SLICES > 1:
+        if SLICES > 1 and BOXES < 2:
             rows = tl.minimum(FEATURES, out_features - first_feature)
             prefetch(packed + first_feature.to(tl.int64) * row_bytes, rows * row_bytes)
         gdc_wait()
         gdc_launch_dependents()
+    DTYPE: tl.constexpr = tl.int8 if QUANTIZED else y.dtype.element_ty  # of q
     # Whether weights are made in the type of x, twice as large.
-    TERNARY: tl.constexpr = PER_BYTE == 4 and zero_point is None and q.dtype.element_ty.primitive_bitwidth == 16
+    TERNARY: tl.constexpr = PER_BYTE == 4 and zero_point is None and DTYPE.primitive_bitwidth == 16
     UNIT: tl.constexpr = 0.5 if TERNARY else 1.0
     if GRANULARITY == "per_group":
         total = tl.zeros((FEATURES, TOKENS), tl.float32)
@@ -80,7 +83,8 @@ def product_kernel(
             product = _product(
                 q, packed, first_token, first_feature, first, end,
                 tokens, out_features, row_bytes, slice_bytes, width, offset,
-                PER_BYTE, BLOCK, TERNARY, not TERNARY, False, PTX, TOKENS, FEATURES, SLICES, BYTES, STAGES,
+                DTYPE, PER_BYTE, BLOCK, TERNARY, not TERNARY, False, PTX,
+                TOKENS, FEATURES, SLICES, BYTES, STAGES, BOXES,
             )  # fmt: skip
             total += product.to(tl.float32) * (tl.load(weight_scale + feature * groups + group) * UNIT)[:, None]
         if QUANTIZED:
@@ -91,8 +95,8 @@ def product_kernel(
         product = _product(
             q, packed, first_token, first_feature, 0, slice_bytes,
             tokens, out_features, row_bytes, slice_bytes, width, offset,
-            PER_BYTE, BLOCK, TERNARY, not (QUANTIZED or TERNARY), UNMASKED, PTX,
-            TOKENS, FEATURES, SLICES, BYTES, STAGES,
+            DTYPE, PER_BYTE, BLOCK, TERNARY, not (QUANTIZED or TERNARY), UNMASKED, PTX,
+            TOKENS, FEATURES, SLICES, BYTES, STAGES, BOXES,
         )  # fmt: skip
         scale = (tl.load(weight_scale + scale_at) * UNIT)[:, None]
         if QUANTIZED:
@@ -127,6 +131,7 @@ def _product(
     slice_bytes,
     width,
     offset,
+    DTYPE: tl.constexpr,
     PER_BYTE: tl.constexpr,
     BLOCK: tl.constexpr,
     TERNARY: tl.constexpr,
@@ -138,57 +143,72 @@ def _product(
     SLICES: tl.constexpr,
     BYTES: tl.constexpr,
     STAGES: tl.constexpr,
+    BOXES: tl.constexpr,
 ):
     """[FEATURES, TOKENS]: q times the codes of bytes first_byte..end of every slice.
 
     CENTERED: codes - offset; TERNARY: twice the weights.
     """
-    QUANTIZED: tl.constexpr = q.dtype.element_ty == tl.int8
     PLANES: tl.constexpr = 4 if PER_BYTE == 5 else PER_BYTE  # in the first operand
-    # A tile that is cut off computes its last row again, rather than to mask every load of it. But a tile of FEW tokens
+    # A tile that is cut off computes its last row again, rather than to mask every load of it. But a tile of few tokens
     # reads about as much of q as of its weights, and is cut off most times: it reads no tokens that do not exist.
-    FEW: tl.constexpr = TOKENS <= 16
+    MASKED: tl.constexpr = not UNMASKED
+    TOKENS_MASKED: tl.constexpr = MASKED or TOKENS <= 16
     row = tl.arange(0, SLICES * FEATURES)
     feature = tl.minimum(first_feature + row % FEATURES, out_features - 1).to(tl.int64)
     weight_slice = row // FEATURES * slice_bytes
     byte = tl.arange(0, BYTES)[None, :]
-    packed += (feature * row_bytes + weight_slice)[:, None] + byte
     weight_end = tl.minimum(row_bytes - weight_slice, end)[:, None]
+    if BOXES < 2:
+        packed += (feature * row_bytes + weight_slice)[:, None] + byte
     row = tl.arange(0, SLICES * TOKENS)
-    is_token = (first_token + row % TOKENS < tokens)[:, None]
     token = tl.minimum(first_token + row % TOKENS, tokens - 1).to(tl.int64)
     token_slice = row // TOKENS * slice_bytes
+    is_token = (first_token + row % TOKENS < tokens)[:, None]
     token_end = tl.where(is_token, tl.minimum(row_bytes - token_slice, end)[:, None], 0)
-    q += (token * width + token_slice * PER_BYTE)[:, None]
     k = tl.arange(0, PLANES * BYTES)[None, :]
     byte_of_k = k // (PLANES * BLOCK) * BLOCK + k % BLOCK
-    if PER_BYTE == 5:  # the fifth plane of every block is the second operand's
-        k += k // (4 * BLOCK) * BLOCK
-        k_of_fifth = byte // BLOCK * (5 * BLOCK) + 4 * BLOCK + byte % BLOCK
+    if BOXES == 0:
+        q += (token * width + token_slice * PER_BYTE)[:, None]
+        if PER_BYTE == 5:  # the fifth plane of every block is the second operand's
+            k += k // (4 * BLOCK) * BLOCK
+            fifth = q + byte // BLOCK * (5 * BLOCK) + 4 * BLOCK + byte % BLOCK
+        q += k
 
-    total = tl.zeros((SLICES, FEATURES, TOKENS), tl.int32 if QUANTIZED else tl.float32)
-    if SLICES == 1:
-        total = tl.reshape(total, (FEATURES, TOKENS))
+    SUM: tl.constexpr = tl.int32 if DTYPE == tl.int8 else tl.float32
+    total = tl.zeros((FEATURES, TOKENS) if SLICES == 1 else (SLICES, FEATURES, TOKENS), SUM)
     for at in tl.range(first_byte, end, BYTES, num_stages=STAGES):
-        if UNMASKED:
-            codes = _decode(tl.load(packed + at), q.dtype.element_ty, PER_BYTE, TERNARY, PTX)
-            x = _load_tokens(q + at * PER_BYTE + k, is_token, FEW)
-        else:
-            read = tl.load(packed + at, mask=at + byte < weight_end, other=0)
-            codes = _decode(read, q.dtype.element_ty, PER_BYTE, TERNARY, PTX)
-            x = tl.load(q + at * PER_BYTE + k, mask=at + byte_of_k < token_end, other=0)
+        read = _load(packed, first_feature, at, at + byte < weight_end, SLICES, BOXES > 1, MASKED)
+        codes = _decode(read, DTYPE, PER_BYTE, TERNARY, PTX)
+        inside = is_token if UNMASKED else at + byte_of_k < token_end
+        x = _load(q, first_token, at * PER_BYTE, inside, SLICES, BOXES > 0, TOKENS_MASKED)
         if PER_BYTE == 2:
             weights = two_planes(codes[0], codes[1], BLOCK)
         else:
             weights = four_planes(codes[0], codes[1], codes[2], codes[3], BLOCK)
         total = _multiply(weights, x, total, offset, CENTERED, SLICES)
+        if TERNARY and PTX and SLICES == 1:
+            total = _ended(total)
         if PER_BYTE == 5:
-            if UNMASKED:
-                x = _load_tokens(q + at * PER_BYTE + k_of_fifth, is_token, FEW)
-            else:
-                x = tl.load(q + at * PER_BYTE + k_of_fifth, mask=at + byte < token_end, other=0)
+            inside = is_token if UNMASKED else at + byte < token_end
+            x = _load(fifth, first_token, at * PER_BYTE, inside, SLICES, False, TOKENS_MASKED)
             total = _multiply(codes[4], x, total, offset, CENTERED, SLICES)
     return total if SLICES == 1 else tl.sum(total, 0)
+
+
+@triton.jit
+def _load(matrix, first_row, column, inside, SLICES: tl.constexpr, BOXED: tl.constexpr, MASKED: tl.constexpr):
+    """[SLICES * rows, columns] of pointers or, BOXED, of a descriptor; MASKED: 0 where it is not `inside`."""
+    if BOXED:
+        if SLICES == 1:
+            return matrix.load([first_row, column])
+        else:
+            box = matrix.load([0, first_row, column])
+            return tl.reshape(box, (SLICES * box.shape[1], box.shape[2]))
+    elif MASKED:
+        return tl.load(matrix + column, mask=inside, other=0)
+    else:
+        return tl.load(matrix + column)
 
 
 @triton.jit
@@ -197,15 +217,6 @@ def _decode(packed, DTYPE: tl.constexpr, PER_BYTE: tl.constexpr, TERNARY: tl.con
         return ternary_planes(packed, DTYPE, PTX)
     else:
         return planes(packed, PER_BYTE, PTX)
-
-
-@triton.jit
-def _load_tokens(q, is_token, MASKED: tl.constexpr):
-    """q, MASKED: 0 where there is no token."""
-    if MASKED:
-        return tl.load(q, mask=is_token, other=0)
-    else:
-        return tl.load(q)
 
 
 @triton.jit
@@ -222,3 +233,12 @@ def _multiply(weights, x, total, offset, CENTERED: tl.constexpr, SLICES: tl.cons
     weights = weights.to(x.dtype)
     x = tl.trans(x) if SLICES == 1 else tl.permute(x, (0, 2, 1))
     return tl.dot(weights, x, total, out_dtype=total.dtype, input_precision="ieee")
+
+
+@triton.jit
+def _ended(total):
+    """`total`, once it is there: Triton would otherwise cut a product of two bytes into sixteen, each with its wait.
+
+    An instruction of no text, which the compiler takes for a use.
+    """
+    return tl.inline_asm_elementwise("", "=f,0", [total], tl.float32, is_pure=True, pack=1)

@@ -20,7 +20,10 @@ Activations = Literal["int8", "16-bit", "32-bit"]
 
 
 class Tile(NamedTuple):
-    """Sizes of product.py's tile; `warps` and pipeline `stages` as Triton compiles it."""
+    """Sizes of product.py's tile; `warps` and pipeline `stages` as Triton compiles it.
+
+    boxes: how many of the two operands, x first, come to shared memory by TMA where the GPU and the call allow it.
+    """
 
     tokens: int
     features: int
@@ -28,6 +31,7 @@ class Tile(NamedTuple):
     bytes: int
     warps: int
     stages: int
+    boxes: int = 0
 
 
 class GemvTile(NamedTuple):
@@ -94,10 +98,10 @@ def default_tile(
     activations: Activations, tokens_at_most: int, *, one_launch: bool = False, slices: int = 4
 ) -> Tile | GemvTile:
     """A tile of at most 60 KB of shared memory."""
-    if activations == "32-bit":
-        return Tile(32, 32, 1, 32, 4, 2)
     if one_launch and tokens_at_most == 1:
         return GemvTile(8, 4, 2)
+    if activations == "32-bit":
+        return Tile(32, 32, 1, 32, 4, 2)
     if tokens_at_most <= 16:
         return Tile(16, 16, slices, 32, 4, 3)
     if activations == "16-bit" or tokens_at_most <= 256:
