@@ -75,6 +75,18 @@ def test_few_tokens_of_many_tiles(sizes: tuple[int, int], storage_format: str) -
         assert same(cuda_kernel(config).linear(x, weight, bias), ReferenceKernel(config).linear(x, weight, bias)), rows
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("in_features", [3, 641, 1270, 1290, 2563, 4700, 6403, 8192, 10238, 10243])
+def test_one_token_of_rows_that_start_at_any_byte(in_features: int, dtype: torch.dtype) -> None:
+    config = CONFIGS["base3"]
+    for out_features in (1, 7, 2400):
+        weight = random_weight(out_features, in_features, config)
+        x = torch.randn(1, in_features, device="cuda").to(dtype)
+        check_with_and_without_bias(config, weight, x)
+        x[0, -1] = torch.inf
+        assert cuda_kernel(config).linear(x, weight).isnan().all()
+
+
 @pytest.mark.parametrize("config", [CONFIGS["2bit"], CONFIGS["base3"], CONFIGS["int4"]], ids=["2bit", "base3", "int4"])
 @pytest.mark.parametrize("sizes", [(17000, 320), (17003, 1037)], ids=str)
 def test_few_tokens_of_more_tiles_than_multiprocessors(sizes: tuple[int, int], config: BitQuantConfig) -> None:
@@ -374,8 +386,10 @@ def test_more_than_two_to_the_31_outputs() -> None:
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("count", [2, 3, 6])
-def test_groups_of_layers(rows: int, count: int) -> None:
-    layers = [BitLinear(512, 100 * i + 60, device="cuda").deploy() for i in range(count)]
+@pytest.mark.parametrize("storage_format", ["2bit", "base3"])
+def test_groups_of_layers(rows: int, count: int, storage_format: str) -> None:
+    config = BitQuantConfig(storage_format=storage_format)
+    layers = [BitLinear(512, 100 * i + 60, quant_config=config, device="cuda").deploy() for i in range(count)]
     x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
     with torch.inference_mode():
         for y, layer in zip(linear_group(layers, x), layers, strict=True):

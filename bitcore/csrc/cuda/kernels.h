@@ -41,6 +41,10 @@ bool decode_can_normalize(const Linear& linear, const RowNorm& norm);
 int launch_normalizing_decode(const Linear& linear, const RowNorm& norm, const Quantized& quantized,
                               const Device& device, void* stream);
 
+// One token, which every block of launch_gemv quantizes itself.
+bool gemv_can_serve(const Linear& linear);
+int launch_gemv(const Linear& linear, const Device& device, void* stream);
+
 constexpr int kNarrowColumns = 16;
 bool narrow_can_serve(const Linear& linear, int digits, const Device& device);
 int launch_narrow(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);

@@ -9,7 +9,7 @@
 namespace bitlab::cuda {
 namespace {
 
-enum class Path { kDecode, kDecodeQuantizing, kNarrow, kBatch, kHopper, kHopperFloating };
+enum class Path { kGemv, kDecode, kDecodeQuantizing, kNarrow, kBatch, kHopper, kHopperFloating };
 
 // From as many tokens on the tensor cores take bfloat16 and float16 activations as they are: for fewer, three int8
 // digits and as many blocks as split K are faster.
@@ -48,6 +48,7 @@ bool hopper_is_fastest(const Linear& linear, const Device& device) {
 }
 
 Path path_of(const Linear& linear, const Device& device) {
+  if (gemv_can_serve(linear)) return Path::kGemv;
   bool hopper = false;
 #ifdef BITLAB_HAVE_HOPPER
   hopper = device.compute_capability == 90 && hopper_can_serve(linear);
@@ -74,7 +75,7 @@ Quantized quantized_of(const Linear& linear, Path path, const Device& device, vo
   result.chunks = chunks_of(linear.format, linear.k, result.words);
   result.groups = linear.group_size == 0 ? 1 : (linear.k + linear.group_size - 1) / linear.group_size;
   *bytes = 0;
-  if (path == Path::kDecodeQuantizing) return result;
+  if (path == Path::kGemv || path == Path::kDecodeQuantizing) return result;
   if (path == Path::kDecode || path == Path::kNarrow) {
     result.token_block = 1;
     result.fragments = true;
@@ -135,6 +136,7 @@ int run(const Linear& linear, const Device& device, void* workspace, void* strea
   const Path path = path_of(linear, device);
   size_t bytes;
   const Quantized quantized = quantized_of(linear, path, device, workspace, &bytes);
+  if (path == Path::kGemv) return launch_gemv(linear, device, stream);
   if (path == Path::kDecodeQuantizing) return launch_decode(linear, quantized, device, stream);
   const int error = reads_x_in_place(quantized) ? cudaSuccess
                     : quantized.floating        ? launch_arrange(linear, quantized, stream)
