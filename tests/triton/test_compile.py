@@ -100,6 +100,7 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "PTX": nvidia,
         "OVERLAP": overlaps,
         "FEATURES": 4,
+        "PIECES": 2,
         "WORDS": 256,
         "ALIGNED": True,
         "DIGITS": 1,

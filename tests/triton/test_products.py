@@ -78,7 +78,7 @@ def test_groups(config: BitQuantConfig) -> None:
 
 
 @pytest.mark.parametrize("config", WHOLE_ROWS, ids=str)
-@pytest.mark.parametrize("sizes", [(4, 4, 2), (32, 8, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(4, 4, 2, 128), (32, 8, 1, 32)], ids=str)
 def test_one_token_in_one_launch(config: BitQuantConfig, sizes: tuple[int, ...]) -> None:
     from bitcore.kernels.triton.tiles import GemvTile
 

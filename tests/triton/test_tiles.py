@@ -35,7 +35,7 @@ def row(tokens: int, out_features: int, in_features: int, tile: Tile | GemvTile)
 
 
 def test_the_nearest_shape_of_the_token_class_is_taken(own_folder: Path) -> None:
-    small, large, gemv = Tile(8, 16, 4, 64, 4, 3), Tile(8, 64, 1, 64, 4, 3), GemvTile(8, 4, 2)
+    small, large, gemv = Tile(8, 16, 4, 64, 4, 3), Tile(8, 64, 1, 64, 4, 3), GemvTile(8, 4, 2, 128)
     rows = [row(8, 1024, 1024, small), row(8, 16384, 4096, large), row(1, 1024, 1024, gemv)]
     tiles.write_rows(own_folder / tiles.table_name("Some GPU"), rows)
     assert tiles.tuned_rows("Some GPU") == tuple(rows)

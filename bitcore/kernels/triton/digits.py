@@ -15,26 +15,30 @@ SMALLEST_FLOATING = tl.constexpr(1e-30)  # magnitude that does
 
 
 @triton.jit
-def load_token(x, in_features, feature_stride, PER_BYTE: tl.constexpr, WORDS: tl.constexpr):
-    """x [in_features] in pieces, which are not looked at yet."""
+def load_token(x, in_features, feature_stride, PER_BYTE: tl.constexpr, PIECES: tl.constexpr, WORDS: tl.constexpr):
+    """x [in_features] of PIECES pieces of WORDS words, by halves of words; it is not looked at yet."""
     values = ()
-    for part in tl.static_range(5 if PER_BYTE == 5 else 1):
-        for half in tl.static_range(2):
-            values = values + (_load_piece(x, part, half, in_features, feature_stride, PER_BYTE, WORDS),)
+    for piece in tl.static_range(PIECES):
+        for part in tl.static_range(5 if PER_BYTE == 5 else 1):
+            for half in tl.static_range(2):
+                first = piece * WORDS
+                values = values + (_load_half(x, first, part, half, in_features, feature_stride, PER_BYTE, WORDS),)
     return values
 
 
 @triton.jit
-def token_in_digits(values, PER_BYTE: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, PTX: tl.constexpr):
-    """int32 [WORDS] for each plane of each digit, digit after digit, and the scale of the whole numbers, float32.
+def token_in_digits(
+    values, PER_BYTE: tl.constexpr, PIECES: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, PTX: tl.constexpr
+):
+    """int32 [WORDS] for each plane of each piece of each digit, and the scale of the whole numbers, float32.
 
     That is NaN where a value is not finite; then the digits do not matter.
     """
     PARTS: tl.constexpr = 5 if PER_BYTE == 5 else 1
     PLANES: tl.constexpr = PER_BYTE // PARTS  # of a part
     magnitude = magnitude_bits(values[0])
-    for piece in tl.static_range(1, PARTS * 2):
-        magnitude = tl.maximum(magnitude, magnitude_bits(values[piece]))
+    for half in tl.static_range(1, PIECES * PARTS * 2):
+        magnitude = tl.maximum(magnitude, magnitude_bits(values[half]))
     largest = tl.max(magnitude).to(tl.float32, bitcast=True)
     finite = largest <= LARGEST
     if DIGITS == 1:
@@ -44,11 +48,11 @@ def token_in_digits(values, PER_BYTE: tl.constexpr, WORDS: tl.constexpr, DIGITS:
         largest = tl.maximum(largest, SMALLEST_FLOATING)
         factor, scale = tl.div_rn(LARGEST_NUMBER, largest), tl.div_rn(largest, LARGEST_NUMBER)
     numbers = ()
-    for piece in tl.static_range(PARTS * 2):
-        numbers = numbers + (_unsigned_bytes(values[piece] * factor, DIGITS, PTX),)
+    for half in tl.static_range(PIECES * PARTS * 2):
+        numbers = numbers + (_unsigned_bytes(values[half] * factor, DIGITS, PTX),)
     q = ()
     for digit in tl.static_range(DIGITS):
-        for part in tl.static_range(PARTS):
+        for part in tl.static_range(PIECES * PARTS):
             word = _bytes_of_four(numbers[2 * part], numbers[2 * part + 1], DIGITS - 1 - digit, PLANES, WORDS, PTX)
             if digit > 0:
                 word ^= -0x7F7F7F80  # 0x80808080: 0..255 to -128..127
@@ -57,10 +61,10 @@ def token_in_digits(values, PER_BYTE: tl.constexpr, WORDS: tl.constexpr, DIGITS:
 
 
 @triton.jit
-def _load_piece(x, part, half, in_features, feature_stride, PER_BYTE: tl.constexpr, WORDS: tl.constexpr):
+def _load_half(x, first, part, half, in_features, feature_stride, PER_BYTE: tl.constexpr, WORDS: tl.constexpr):
     """float32 [WORDS, 2 * planes]: features of half of the bytes of every word, of five planes those of one."""
     PLANES: tl.constexpr = 1 if PER_BYTE == 5 else PER_BYTE
-    word, place = tl.arange(0, WORDS)[:, None], tl.arange(0, 2 * PLANES)[None, :]
+    word, place = first + tl.arange(0, WORDS)[:, None], tl.arange(0, 2 * PLANES)[None, :]
     if PER_BYTE == 5:
         feature = ((word * 2 + half) * 2 + place) * PER_BYTE + part
     else:  # one after the other

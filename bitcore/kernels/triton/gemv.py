@@ -1,7 +1,8 @@
 """One token in one launch: every program makes digits of x for itself, then walks rows of weights.
 
-    registers   q[digit][plane][word]: all of x (digits.py). A thread's words are the same for every row
-    a row       word -> PER_BYTE words of codes, each times q[digit][plane][word] (dp4a), summed over the threads
+    registers   q[digit][piece][plane][word]: all of x (digits.py). A thread's words are the same for every row
+    a row       pieces of WORDS words; a word -> PER_BYTE words of codes, each times q[..][word] (dp4a), which a thread
+                sums over pieces; then the threads of a row add theirs: the shorter a piece, the fewer these are
 
 The first rows are on their way from memory before x is looked at, and the next ones before a row is multiplied.
 """
@@ -14,6 +15,7 @@ from bitcore.kernels.triton.digits import load_token, token_in_digits
 from bitcore.kernels.triton.weights import prefetch, unscaled, word_planes
 
 MAX_WORDS = 2048  # of a row times digits: registers hold x
+MOST_PIECES = 4
 
 
 @triton.jit(do_not_specialize=["out_features"])
@@ -35,46 +37,55 @@ def gemv_kernel(
     PTX: tl.constexpr,
     OVERLAP: tl.constexpr,
     FEATURES: tl.constexpr,
+    PIECES: tl.constexpr,
     WORDS: tl.constexpr,
     DIGITS: tl.constexpr,
 ):
-    """y [out_features] of x [in_features] and packed uint8 [out_features, bytes], at most WORDS words of four of them.
+    """y [out_features] of x [in_features] and packed uint8 [out_features, bytes], at most PIECES * WORDS words of four.
 
     row_size: the words of a row where ALIGNED, else its bytes. DIGITS: 1 quantizes x, 3 take it as it is.
     """
     first = tl.program_id(0) * FEATURES
     step = tl.num_programs(0) * FEATURES
-    word = tl.arange(0, WORDS)
     if OVERLAP:
         row_bytes = row_size * 4 if ALIGNED else row_size
         prefetch(packed + first.to(tl.int64) * row_bytes, tl.minimum(FEATURES, out_features - first) * row_bytes)
         gdc_wait()
         gdc_launch_dependents()
-    values = load_token(x, in_features, feature_stride, PER_BYTE, WORDS)
-    words = _load_rows(packed, first + tl.arange(0, FEATURES), word, out_features, row_size, ALIGNED, PTX)
+    values = load_token(x, in_features, feature_stride, PER_BYTE, PIECES, WORDS)
+    words = _load_rows(packed, first + tl.arange(0, FEATURES), out_features, row_size, PIECES, WORDS, ALIGNED, PTX)
     if ONE_SCALE:
         scale_of_row = tl.load(weight_scale)
 
-    q, scale = token_in_digits(values, PER_BYTE, WORDS, DIGITS, PTX)
+    q, scale = token_in_digits(values, PER_BYTE, PIECES, WORDS, DIGITS, PTX)
     ones = ()
     for _ in tl.static_range(PER_BYTE):
         ones = ones + (tl.full((WORDS,), 0x01010101, tl.int32),)
     sums_of_q = ()
     for digit in tl.static_range(DIGITS):
-        sums_of_q = sums_of_q + (tl.sum(_dot(ones, q, digit, tl.zeros((WORDS,), tl.int32), PER_BYTE, PTX), 0),)
+        sums = tl.zeros((WORDS,), tl.int32)
+        for piece in tl.static_range(PIECES):
+            sums = _dot(ones, q, digit * PIECES + piece, sums, PER_BYTE, PTX)
+        sums_of_q = sums_of_q + (tl.sum(sums, 0),)
 
     for base in range(first, out_features, step):
         row = base + tl.arange(0, FEATURES)
-        ahead = _load_rows(packed, row + step, word, out_features, row_size, ALIGNED, PTX)
-        codes = word_planes(words, PER_BYTE, PTX)
+        ahead = _load_rows(packed, row + step, out_features, row_size, PIECES, WORDS, ALIGNED, PTX)
         scale_at = row * 0 if ONE_SCALE else tl.minimum(row, out_features - 1)
         if not ONE_SCALE:
             scale_of_row = tl.load(weight_scale + scale_at)
         offset = OFFSET if zero_point is None else tl.load(zero_point + scale_at).to(tl.int32) + OFFSET
+        products = ()
+        for _ in tl.static_range(DIGITS):
+            products = products + (tl.zeros((FEATURES, WORDS), tl.int32),)
+        for piece in tl.static_range(PIECES):
+            codes = word_planes(words[piece], PER_BYTE, PTX)
+            before, products = products, ()
+            for digit in tl.static_range(DIGITS):
+                products = products + (_dot(codes, q, digit * PIECES + piece, before[digit], PER_BYTE, PTX),)
         product = tl.zeros((FEATURES,), tl.float32)
         for digit in tl.static_range(DIGITS):
-            products = _dot(codes, q, digit, tl.zeros((FEATURES, WORDS), tl.int32), PER_BYTE, PTX)
-            exact = unscaled(tl.sum(products, 1), PER_BYTE) - offset * sums_of_q[digit]
+            exact = unscaled(tl.sum(products[digit], 1), PER_BYTE) - offset * sums_of_q[digit]
             product = product * 256.0 + exact.to(tl.float32)
         total = product * (scale * scale_of_row)
         if bias is not None:
@@ -84,7 +95,26 @@ def gemv_kernel(
 
 
 @triton.jit
-def _load_rows(packed, row, word, out_features, row_size, ALIGNED: tl.constexpr, PTX: tl.constexpr):
+def _load_rows(
+    packed,
+    row,
+    out_features,
+    row_size,
+    PIECES: tl.constexpr,
+    WORDS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """int32 [rows, WORDS] for each piece."""
+    words = ()
+    for piece in tl.static_range(PIECES):
+        word = piece * WORDS + tl.arange(0, WORDS)
+        words = words + (_load_words(packed, row, word, out_features, row_size, ALIGNED, PTX),)
+    return words
+
+
+@triton.jit
+def _load_words(packed, row, word, out_features, row_size, ALIGNED: tl.constexpr, PTX: tl.constexpr):
     """int32 [rows, words]; what is after the end of a row or the last row is not to be used."""
     packed = packed.to(tl.pointer_type(tl.int32), bitcast=True)
     if ALIGNED:
@@ -111,10 +141,10 @@ def _load_rows(packed, row, word, out_features, row_size, ALIGNED: tl.constexpr,
 
 
 @triton.jit
-def _dot(codes, q, digit, total, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
-    """`total` plus the products of the words of codes with those of a digit."""
+def _dot(codes, q, place, total, PER_BYTE: tl.constexpr, PTX: tl.constexpr):
+    """`total` plus the products of the words of codes with those of a piece of a digit."""
     for plane in tl.static_range(PER_BYTE):
-        total = _add_dot_of_bytes(codes[plane], q[digit * PER_BYTE + plane], total, PTX)
+        total = _add_dot_of_bytes(codes[plane], q[place * PER_BYTE + plane], total, PTX)
     return total
 
 

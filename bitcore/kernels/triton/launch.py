@@ -11,7 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from bitcore.kernels.triton import INTERPRETED
 from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
 from bitcore.kernels.triton.digits import DIGITS
-from bitcore.kernels.triton.gemv import MAX_WORDS, gemv_kernel
+from bitcore.kernels.triton.gemv import MAX_WORDS, MOST_PIECES, gemv_kernel
 from bitcore.kernels.triton.product import product_kernel
 from bitcore.kernels.triton.tiles import (
     Activations,
@@ -234,6 +234,9 @@ def _steps(tokens: int, width: int) -> Steps:
 def _launch_gemv(call: Call, tile: GemvTile) -> None:
     out_features, row_bytes = call.packed.shape
     overlap, aligned = _can_overlap(call.x.device), row_bytes % 4 == 0
+    words = triton.cdiv(row_bytes, 4)
+    whole = triton.next_power_of_2(words)
+    piece = min(whole, max(tile.words, whole // MOST_PIECES))
     programs = min(triton.cdiv(out_features, tile.features), tile.programs * _processors(call.x.device))
     gemv_kernel[(programs,)](
         call.x,
@@ -253,7 +256,8 @@ def _launch_gemv(call: Call, tile: GemvTile) -> None:
         PTX=PTX,
         OVERLAP=overlap,
         FEATURES=tile.features,
-        WORDS=triton.next_power_of_2(triton.cdiv(row_bytes, 4)),
+        PIECES=triton.cdiv(words, piece),
+        WORDS=piece,
         DIGITS=call.digits,
         num_warps=tile.warps,
         **_launch_options(overlap),

@@ -35,11 +35,12 @@ class Tile(NamedTuple):
 
 
 class GemvTile(NamedTuple):
-    """Sizes of gemv.py: `features` a step, `programs` on each multiprocessor."""
+    """Sizes of gemv.py: `features` a step, `programs` on each multiprocessor, at least `words` of a row a piece."""
 
     features: int
     warps: int
     programs: int
+    words: int
 
 
 class TunedRow(BaseModel):
@@ -99,7 +100,7 @@ def default_tile(
 ) -> Tile | GemvTile:
     """A tile of at most 60 KB of shared memory."""
     if one_launch and tokens_at_most == 1:
-        return GemvTile(8, 4, 2)
+        return GemvTile(8, 4, 2, 256)
     if activations == "32-bit":
         return Tile(32, 32, 1, 32, 4, 2)
     if tokens_at_most <= 16:

@@ -37,18 +37,18 @@ SHAPES = ("2560x2560", "4096x4096", "11008x4096", "8192x8192", "28672x8192")
 COLD_BYTES = 2**28  # of weights that a graph reads
 ROUNDS = 7
 CANDIDATES: dict[int, tuple[Tile | GemvTile, ...]] = {  # by token class
-    1: (
-        GemvTile(4, 4, 2),
-        GemvTile(4, 4, 4),
-        GemvTile(8, 4, 2),
-        GemvTile(8, 4, 4),
-        GemvTile(8, 8, 2),
-        GemvTile(8, 8, 4),
-        GemvTile(16, 4, 2),
-        GemvTile(16, 4, 4),
-        GemvTile(16, 8, 2),
-        GemvTile(16, 16, 2),
-        GemvTile(32, 8, 2),
+    1: tuple(
+        GemvTile(features, warps, programs, words)
+        for features, warps, programs in (
+            (4, 4, 4),
+            (8, 4, 2),
+            (8, 4, 4),
+            (16, 4, 2),
+            (16, 4, 4),
+            (8, 8, 2),
+            (16, 8, 2),
+        )
+        for words in (128, 256, 512)
     ),
     8: (
         Tile(8, 16, 2, 64, 2, 3),
