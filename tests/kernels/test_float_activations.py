@@ -83,7 +83,7 @@ def test_floating_point_activations_equal_their_definition(
 @pytest.mark.parametrize("kernel_class", ["triton"], indirect=True)
 @settings(max_examples=60)
 @given(
-    out_features=st.integers(1, 140),
+    out_features=st.integers(1, 35).map(lambda rows: 4 * rows),  # of whole words
     in_features=st.integers(1, 3 * 256 + 40),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     config=st.sampled_from([config for config in FLOAT_CONFIGS if config.weight_granularity != "per_group"]),

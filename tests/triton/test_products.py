@@ -82,8 +82,8 @@ def test_groups(config: BitQuantConfig) -> None:
 def test_one_token_in_one_launch(config: BitQuantConfig, sizes: tuple[int, ...]) -> None:
     from bitcore.kernels.triton.tiles import GemvTile
 
-    # 957: words that are not full; 2 rows of a byte or two, and 300 that start at any byte
-    for out_features, in_features in ((1, 640), (70, 320), (300, 957), (2, 5), (300, 333)):
+    # 957: words that are not full; 4 rows of a byte or two, and 300 that start at any byte
+    for out_features, in_features in ((1, 640), (70, 320), (300, 957), (4, 5), (300, 333)):
         check(config, 1, random_weight(out_features, in_features, config), GemvTile(*sizes), torch.float32)
 
 

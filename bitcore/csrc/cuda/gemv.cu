@@ -37,21 +37,37 @@ struct Activations {
   int sum[kWarps];
 };
 
-// A row's words of one lane. kSure: so many of kWords rows surely have, all lanes and the one behind.
+// The bytes of a word up to `end`, where the weights end.
+__device__ __forceinline__ uint32_t last_bytes(const uint8_t* from, const uint8_t* end) {
+  uint32_t word = 0;
+#pragma unroll
+  for (int b = 0; b < 3; ++b)
+    if (from + b < end) word |= static_cast<uint32_t>(__ldg(from + b)) << 8 * b;
+  return word;
+}
+
+// A row's words of one lane. kSure: so many of kWords all lanes surely have, and another word behind them.
 template <int kWords, int kSure>
 struct LaneWords {
   uint32_t low[kWords], high[kWords], shift;
 
-  __device__ __forceinline__ void load(const uint8_t* row, int row_bytes) {
+  __device__ __forceinline__ void load(const uint8_t* row, int row_bytes, const uint8_t* end) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(row);
     const int lane = threadIdx.x % 32, skipped = static_cast<int>(address & 3);
     const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3}) + lane;
     const int left = (skipped + row_bytes - 1) / 4 - lane;  // words behind this lane's first
+    const int64_t inside = (end - row + skipped) / 4;       // words before `end`, which the row's last may straddle
+    const int whole = static_cast<int>(min(inside, int64_t{4 * 32 * kWords})) - 1 - lane;
+    const auto load_word = [&](int i) -> uint32_t {
+      if (i > left) return 0;
+      return i <= whole ? __ldg(words + i) : last_bytes(reinterpret_cast<const uint8_t*>(words + i), end);
+    };
     shift = 8 * skipped;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      low[i] = i < kSure || 32 * i <= left ? __ldg(words + 32 * i) : 0;
-      high[i] = i < kSure || 32 * i < left ? __ldg(words + 32 * i + 1) : 0;
+      low[i] = i < kSure ? __ldg(words + 32 * i) : load_word(32 * i);
+      // The word behind may not be whole.
+      high[i] = i + 1 < kSure ? __ldg(words + 32 * i + 1) : load_word(32 * i + 1);
     }
   }
 };
@@ -71,7 +87,8 @@ __global__ void __launch_bounds__(kThreads, kResident) gemv_kernel(const __grid_
   };
   LaneWords<kWords, kSure> words;
   const auto load_row_of_weights = [&] {
-    words.load(weight->packed + min(n, weight->n - 1) * a.row_bytes, a.row_bytes);
+    words.load(weight->packed + min(n, weight->n - 1) * a.row_bytes, a.row_bytes,
+               weight->packed + weight->n * a.row_bytes);
   };
   find_row();
   // What runs before may have written the weights: until it has ended they may come closer, but not be used.

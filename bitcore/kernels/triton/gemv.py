@@ -43,7 +43,8 @@ def gemv_kernel(
 ):
     """y [out_features] of x [in_features] and packed uint8 [out_features, bytes], at most PIECES * WORDS words of four.
 
-    row_size: the words of a row where ALIGNED, else its bytes. DIGITS: 1 quantizes x, 3 take it as it is.
+    packed begins and ends at multiples of four bytes. row_size: the words of a row where ALIGNED, else its bytes.
+    DIGITS: 1 quantizes x, 3 take it as it is.
     """
     first = tl.program_id(0) * FEATURES
     step = tl.num_programs(0) * FEATURES

@@ -79,7 +79,7 @@ class Call(NamedTuple):
             self.x.shape[0] == 1
             and self.group_size == 0
             and 0 < words * self.digits <= MAX_WORDS
-            and self.packed.data_ptr() % 4 == 0
+            and self.packed.data_ptr() % 4 == self.packed.numel() % 4 == 0
         )
 
 
