@@ -1,6 +1,6 @@
 """From tensors to Triton launches: one for a single token, else one that arranges x and one that multiplies."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -31,6 +31,8 @@ PLACES_OF_WARP = 512  # at a time: 16 of a thread are written at once
 FEW_TOKENS = 256  # whose programs hardly share multiprocessors
 PTX = not INTERPRETED and torch.version.hip is None
 OPTIONS = {"enable_fp_fusion": False}  # the reference has no fused multiply-adds
+
+cdiv, next_power_of_2 = map(lru_cache(maxsize=4096), (triton.cdiv, triton.next_power_of_2))  # Triton's take 2 µs a call
 
 
 class Call(NamedTuple):
@@ -74,7 +76,7 @@ class Call(NamedTuple):
     @property
     def one_launch(self) -> bool:
         """Whether gemv.py can serve."""
-        words = triton.cdiv(self.packed.shape[1], 4)
+        words = cdiv(self.packed.shape[1], 4)
         return (
             self.x.shape[0] == 1
             and self.group_size == 0
@@ -120,7 +122,7 @@ def _launch_product(call: Call, tile: Tile) -> None:
     boxes = tile.boxes if unmasked and call.per_byte != 5 and _can_read_boxes(call.x.device) else 0
     if row_bytes % 16 or call.packed.data_ptr() % 16:
         boxes = min(boxes, 1)
-    programs = triton.cdiv(tokens, tile.tokens) * triton.cdiv(out_features, tile.features)
+    programs = cdiv(tokens, tile.tokens) * cdiv(out_features, tile.features)
     product_kernel[(programs,)](
         _boxes(q, tile.slices, tile.tokens, tile.bytes * call.per_byte) if boxes > 0 else q,
         _boxes(call.packed, tile.slices, tile.features, tile.bytes) if boxes > 1 else call.packed,
@@ -133,7 +135,7 @@ def _launch_product(call: Call, tile: Tile) -> None:
         tokens,
         out_features,
         row_bytes,
-        triton.cdiv(row_bytes, tile.slices * tile.bytes) * tile.bytes,
+        cdiv(row_bytes, tile.slices * tile.bytes) * tile.bytes,
         q.shape[1],
         call.weight_scale.shape[-1],
         group_bytes,
@@ -174,7 +176,7 @@ def arrange(
     width is K rounded up to a multiple of per_byte * block. granularity None: q has x's dtype, no scales and sums.
     """
     tokens, in_features = x.shape
-    width = triton.cdiv(in_features, per_byte * block) * per_byte * block
+    width = cdiv(in_features, per_byte * block) * per_byte * block
     if granularity is None:
         q, scales, sums = x.new_empty(tokens, width), None, None
     else:
@@ -183,7 +185,7 @@ def arrange(
     largest = None
     if granularity == "per_tensor":
         largest = x.new_empty(tokens, dtype=torch.float32)
-        tile = min(triton.next_power_of_2(in_features), STEP)
+        tile = min(next_power_of_2(in_features), STEP)
         largest_magnitudes_kernel[(tokens,)](x, largest, in_features, *x.stride(), TILE=tile, num_warps=8, **OPTIONS)
     arrange_kernel[(tokens,)](
         x,
@@ -226,18 +228,18 @@ def _steps(tokens: int, width: int) -> Steps:
     few = tokens <= FEW_TOKENS
     if width > MOST_KEPT:
         return Steps(TILE=STEP, PARTS=0, EARLY=few, num_warps=8)
-    warps = min(8, triton.next_power_of_2(triton.cdiv(width, 32 * (32 if few else 96))))
+    warps = min(8, next_power_of_2(cdiv(width, 32 * (32 if few else 96))))
     tile = PLACES_OF_WARP * warps
-    return Steps(TILE=tile, PARTS=triton.cdiv(width, tile), EARLY=few, num_warps=warps)
+    return Steps(TILE=tile, PARTS=cdiv(width, tile), EARLY=few, num_warps=warps)
 
 
 def _launch_gemv(call: Call, tile: GemvTile) -> None:
     out_features, row_bytes = call.packed.shape
     overlap, aligned = _can_overlap(call.x.device), row_bytes % 4 == 0
-    words = triton.cdiv(row_bytes, 4)
-    whole = triton.next_power_of_2(words)
+    words = cdiv(row_bytes, 4)
+    whole = next_power_of_2(words)
     piece = min(whole, max(tile.words, whole // MOST_PIECES))
-    programs = min(triton.cdiv(out_features, tile.features), tile.programs * _processors(call.x.device))
+    programs = min(cdiv(out_features, tile.features), tile.programs * _processors(call.x.device))
     gemv_kernel[(programs,)](
         call.x,
         call.packed,
@@ -256,7 +258,7 @@ def _launch_gemv(call: Call, tile: GemvTile) -> None:
         PTX=PTX,
         OVERLAP=overlap,
         FEATURES=tile.features,
-        PIECES=triton.cdiv(words, piece),
+        PIECES=cdiv(words, piece),
         WORDS=piece,
         DIGITS=call.digits,
         num_warps=tile.warps,
