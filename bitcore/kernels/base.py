@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from bitcore.checks import check_config
@@ -121,6 +122,15 @@ class BitKernelBase(ABC):
     def linear_group(self, x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
         """`linear` of one x with several weights, bit for bit. A kernel that can quantizes x once for all."""
         return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+    def normed_linear(
+        self, x: Tensor, norm_weight: Tensor, norm_eps: float, weight: PackedWeight, bias: Tensor | None = None
+    ) -> Tensor:
+        """`linear` of the RMSNorm of x [..., K], whose weight [K] has its dtype (arXiv 1910.07467).
+
+        A kernel that can normalizes where it quantizes; then the order of the sum of squares is its own.
+        """
+        return self.linear(F.rms_norm(x, norm_weight.shape, norm_weight, norm_eps), weight, bias)
 
     def training_operators(self) -> TrainingOperators | None:
         """What trains layers on this kernel's product, where that is faster than a dense product in floating point."""

@@ -385,6 +385,15 @@ def test_more_than_two_to_the_31_outputs() -> None:
 
 
 @pytest.mark.parametrize("rows", ROWS)
+def test_a_layer_with_a_norm(rows: int) -> None:
+    layer = BitLinear(512, 60, norm=True, device="cuda", dtype=torch.bfloat16).deploy()
+    assert layer.norm is not None
+    x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert same(layer(x), layer.kernel.linear(layer.norm(x), layer._packed_weight(), layer.bias))
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("count", [2, 3, 6])
 @pytest.mark.parametrize("storage_format", ["2bit", "base3"])
 def test_groups_of_layers(rows: int, count: int, storage_format: str) -> None:

@@ -28,7 +28,7 @@ SIZES = (
 STRIDES = ("token_stride", "feature_stride")
 POINTERS = {
     "x": "*bf16", "q": "*i8", "y": "*bf16", "packed": "*u8", "scales": "*fp32", "sums": "*i32", "weight_scale": "*fp32",
-    "zero_point": "*i8", "bias": "*bf16", "largest_magnitudes": "*fp32",
+    "zero_point": "*i8", "bias": "*bf16", "largest_magnitudes": "*fp32", "norm_weight": "*bf16", "norm_eps": "fp32",
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def compiled(kernel: object, target: GPUTarget, constants: dict[str, object], **
         (names.index(name),): [["tt.divisibility", 16]]
         for name in names
         if not signature[name].startswith(("constexpr", "tensordesc"))
-        and name not in ("tokens", "groups", "rows", "columns", "threshold_factor")
+        and name not in ("tokens", "groups", "rows", "columns", "threshold_factor", "norm_eps")
     }
     return triton.compile(ASTSource(kernel, signature, places, aligned), target=target, options={"num_warps": 4}).asm
 
@@ -118,6 +118,8 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "PER_BYTE": 4, "BLOCK": 32, "TILE": 512, "PARTS": 5, "EARLY": True, "QUANTIZE": True, "PTX": nvidia,
         "OVERLAP": overlaps, "feature_stride": 1,
     }  # fmt: skip
+    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})
+    constants["norm_weight"] = None
     assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": True})
     code = compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})
     if nvidia:

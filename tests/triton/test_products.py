@@ -102,6 +102,33 @@ def test_floating_point_activations(storage_format: str, dtype: torch.dtype) -> 
         assert ((y.double() - exact).abs() <= tolerance).all()
 
 
+@pytest.mark.parametrize("config", [*WHOLE_ROWS, GROUPED[0], BitQuantConfig.weight_only()], ids=str)
+def test_a_norm_in_front(config: BitQuantConfig) -> None:
+    """Where it is fused, by one warp a token and by several, and where it is not."""
+    from bitcore.kernels.triton.launch import Norm, normalize
+
+    kernel = TritonKernel(config)
+    for rows, in_features in ((1, 640), (5, 1280), (260, 160)):
+        weight = random_weight(20, in_features, config)
+        x = 3 * torch.randn(rows, in_features, device=DEVICE)
+        norm_weight = torch.randn(in_features, device=DEVICE)
+        normed = normalize(x, Norm(norm_weight, 1e-5))
+        exact = x.double() * (x.double().square().mean(1, keepdim=True) + 1e-5).rsqrt() * norm_weight.double()
+        assert ((normed.double() - exact).abs() <= 2**-21 * exact.abs()).all()
+        assert torch.equal(kernel.normed_linear(x, norm_weight, 1e-5, weight), kernel.linear(normed, weight))
+
+
+def test_a_norm_of_tokens_that_do_not_stay_in_registers() -> None:
+    kernel = TritonKernel(BitQuantConfig())
+    weight, norm_weight = random_weight(3, 16500, BitQuantConfig()), torch.randn(16500, device=DEVICE)
+    x = torch.randn(2, 16500, device=DEVICE)
+    x[1, 7] = torch.nan
+    y = kernel.normed_linear(x, norm_weight, 1e-5, weight)
+    normed = torch.nn.functional.rms_norm(x[:1], (16500,), norm_weight, 1e-5)
+    assert torch.equal(y[:1], kernel.linear(normed, weight))
+    assert y[1].isnan().all()
+
+
 def test_extreme_values_do_not_saturate() -> None:
     config = BitQuantConfig()
     for rows in (1, 5):

@@ -77,6 +77,20 @@ class TritonKernel(BitKernelBase):
         y: Tensor = operator.triton_linear(x, packed, scale, zero_point, bias, in_features, self._mode)
         return y
 
+    def normed_linear(
+        self, x: Tensor, norm_weight: Tensor, norm_eps: float, weight: PackedWeight, bias: Tensor | None = None
+    ) -> Tensor:
+        from bitcore.kernels.triton import launch, operator  # noqa: PLC0415 - imports triton
+
+        check_linear_arguments(x, weight, bias)
+        packed, scale, zero_point, in_features = weight
+        if in_features > launch.MOST_NORMALIZED:
+            return super().normed_linear(x, norm_weight, norm_eps, weight, bias)
+        y: Tensor = operator.triton_linear(
+            x, packed, scale, zero_point, bias, in_features, self._mode, norm_weight, norm_eps
+        )
+        return y
+
     def training_operators(self) -> TrainingOperators | None:
         if self._training_operators is None:
             self._training_operators = operators_for_training(self.config)

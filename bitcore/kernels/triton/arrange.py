@@ -1,7 +1,8 @@
 """Activations for the products: int8 with a scale a token, or as they come, in the order of K of weights.py.
 
-A program takes one token and keeps it in registers; a longer one it reads again, from the L1 cache, once it knows the
-largest magnitude. per_tensor: the largest magnitudes of all tokens are written first, by a launch of their own.
+A program takes one token and keeps it in registers, where it may normalize it first (RMSNorm); a longer one it reads
+again, from the L1 cache, once it knows the largest magnitude. per_tensor: the largest magnitudes of all tokens are
+written first, by a launch of their own.
 """
 
 import triton
@@ -33,6 +34,8 @@ def arrange_kernel(
     scales,
     sums,
     largest_magnitudes,
+    norm_weight,
+    norm_eps,
     tokens,
     in_features,
     token_stride,
@@ -52,8 +55,8 @@ def arrange_kernel(
 
     QUANTIZE: q is int8, with scales float32 [tokens] and sums int32 [tokens] of q; 0 where a scale is NaN.
     Otherwise q has x's dtype. TILE: places of q of a step, whole blocks where PER_BYTE is a power of two. PARTS: how
-    many steps a token has, if they all stay in registers, else 0. EARLY: the next kernel may start before the one in
-    front of this one has ended.
+    many steps a token has, if they all stay in registers, else 0. norm_weight [in_features] or None: of an RMSNorm of
+    x, where PARTS is not 0. EARLY: the next kernel may start before the one in front of this one has ended.
     """
     if OVERLAP:
         _wait(EARLY)
@@ -63,6 +66,8 @@ def arrange_kernel(
     kept = ()
     for part in tl.static_range(PARTS):
         kept = kept + (_load_features(x, part * TILE, in_features, feature_stride, PER_BYTE, BLOCK, TILE),)
+    if norm_weight is not None:
+        kept = _normalized(kept, norm_weight, norm_eps, in_features, PER_BYTE, BLOCK, TILE, PARTS)
     inverse, finite = 0.0, True
     if QUANTIZE:
         if PER_TENSOR:
@@ -96,6 +101,35 @@ def _wait(EARLY: tl.constexpr):
     else:
         gdc_wait()
         gdc_launch_dependents()
+
+
+@triton.jit
+def _normalized(
+    kept,
+    norm_weight,
+    norm_eps,
+    in_features,
+    PER_BYTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """A token's parts / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467), rounded once, to their dtype.
+
+    Squares are added in float64, so that the sum is the same to the bit however a token is cut.
+    """
+    squares = tl.zeros((TILE,), tl.float64)
+    for part in tl.static_range(PARTS):
+        values = kept[part].to(tl.float32)
+        squares += (values * values).to(tl.float64)
+    mean = tl.div_rn(tl.sum(squares, 0).to(tl.float32), in_features.to(tl.float32))
+    scale = tl.rsqrt(mean + norm_eps)
+    normalized = ()
+    for part in tl.static_range(PARTS):
+        weight = _load_features(norm_weight, part * TILE, in_features, 1, PER_BYTE, BLOCK, TILE)
+        values = weight.to(tl.float32) * (scale * kept[part].to(tl.float32))
+        normalized = normalized + (values.to(kept[part].dtype),)
+    return normalized
 
 
 @triton.jit

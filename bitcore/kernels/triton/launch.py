@@ -26,6 +26,7 @@ from bitcore.packing import WEIGHTS_PER_BYTE
 
 MAX_BLOCK = 32  # bytes, see weights.py
 MOST_KEPT = 16384  # places of a token in q that stay in registers
+MOST_NORMALIZED = MOST_KEPT - 5 * MAX_BLOCK  # features, which padding makes more places of
 STEP = 8192  # places of a step where they do not
 PLACES_OF_WARP = 512  # at a time: 16 of a thread are written at once
 FEW_TOKENS = 256  # whose programs hardly share multiprocessors
@@ -33,6 +34,13 @@ PTX = not INTERPRETED and torch.version.hip is None
 OPTIONS = {"enable_fp_fusion": False}  # the reference has no fused multiply-adds
 
 cdiv, next_power_of_2 = map(lru_cache(maxsize=4096), (triton.cdiv, triton.next_power_of_2))  # Triton's take 2 µs a call
+
+
+class Norm(NamedTuple):
+    """An RMSNorm of x: weight [K] of its dtype, contiguous."""
+
+    weight: Tensor
+    eps: float
 
 
 class Call(NamedTuple):
@@ -50,6 +58,7 @@ class Call(NamedTuple):
     storage_format: str
     activation_granularity: str | None
     group_size: int
+    norm: Norm | None = None
 
     @property
     def per_byte(self) -> int:
@@ -88,6 +97,8 @@ class Call(NamedTuple):
 def launch(call: Call, tile: Tile | GemvTile | None = None) -> None:
     """Computes call.y. `tile` for measurements: otherwise tiles.py chooses."""
     tile = tile or _tile_of(call)
+    if call.norm is not None and (isinstance(tile, GemvTile) or call.activation_granularity == "per_tensor"):
+        call = call._replace(x=normalize(call.x, call.norm), norm=None)
     if isinstance(tile, GemvTile):
         _launch_gemv(call, tile)
     else:
@@ -116,7 +127,7 @@ def _launch_product(call: Call, tile: Tile) -> None:
     group_bytes = call.group_size // call.per_byte
     block = min(MAX_BLOCK, group_bytes & -group_bytes) if group_bytes else MAX_BLOCK  # divides a group
     overlap = _can_overlap(call.x.device)
-    q, scales, sums = arrange(call.x, call.per_byte, block, call.activation_granularity, overlap=overlap)
+    q, scales, sums = arrange(call.x, call.per_byte, block, call.activation_granularity, call.norm, overlap=overlap)
     one_scale = call.weight_scale.numel() == 1
     unmasked = not group_bytes and row_bytes % (tile.slices * tile.bytes) == 0
     boxes = tile.boxes if unmasked and call.per_byte != 5 and _can_read_boxes(call.x.device) else 0
@@ -168,12 +179,18 @@ def _boxes(matrix: Tensor, slices: int, rows: int, columns: int) -> TensorDescri
     return TensorDescriptor(matrix, list(parts.shape), list(parts.stride()), [slices, rows, columns])
 
 
+def normalize(x: Tensor, norm: Norm) -> Tensor:
+    """The RMSNorm of x [tokens, K], in a plane of its own: in the order of x."""
+    return arrange(x, 1, 1, None, norm, overlap=_can_overlap(x.device))[0]
+
+
 def arrange(
-    x: Tensor, per_byte: int, block: int, granularity: str | None, *, overlap: bool
+    x: Tensor, per_byte: int, block: int, granularity: str | None, norm: Norm | None = None, *, overlap: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """arrange.py's q [tokens, width], scales float32 and sums int32 [tokens] of x [tokens, K].
 
-    width is K rounded up to a multiple of per_byte * block. granularity None: q has x's dtype, no scales and sums.
+    norm: of up to MOST_KEPT places, and not with per_tensor granularity. width is K rounded up to a multiple of
+    per_byte * block. granularity None: q has x's dtype, no scales and sums.
     """
     tokens, in_features = x.shape
     width = cdiv(in_features, per_byte * block) * per_byte * block
@@ -193,6 +210,8 @@ def arrange(
         scales,
         sums,
         largest,
+        None if norm is None else norm.weight,
+        0.0 if norm is None else norm.eps,
         tokens,
         in_features,
         *x.stride(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitcore.kernels.compiled import STORAGE_FORMATS
-from bitcore.kernels.triton.launch import Call, launch
+from bitcore.kernels.triton.launch import Call, Norm, launch
 
 
 @torch.library.custom_op("bitlab::triton_linear", mutates_args=())
@@ -18,8 +18,13 @@ def triton_linear(
     bias: Tensor | None,
     in_features: int,
     mode: int,
+    norm_weight: Tensor | None = None,
+    norm_eps: float = 0.0,
 ) -> Tensor:
-    """As bitlab::packed_linear (csrc/bindings): x [..., in_features] -> [..., N] in x's dtype."""
+    """As bitlab::packed_linear (csrc/bindings): x [..., in_features] -> [..., N] in x's dtype.
+
+    norm_weight [in_features] of x's dtype: of x's RMSNorm.
+    """
     y = x.new_empty(*x.shape[:-1], weight_packed.shape[0])
     if y.numel() > 0:
         storage_format, granularity, group_size = read_mode(mode)
@@ -33,6 +38,7 @@ def triton_linear(
             storage_format,
             granularity,
             group_size,
+            None if norm_weight is None else Norm(norm_weight.contiguous(), norm_eps),
         )
         with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current device
             launch(call)
@@ -48,6 +54,8 @@ def _(
     bias: Tensor | None,
     in_features: int,
     mode: int,
+    norm_weight: Tensor | None = None,
+    norm_eps: float = 0.0,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight_packed.shape[0])
 
