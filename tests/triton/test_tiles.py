@@ -47,6 +47,16 @@ def test_the_nearest_shape_of_the_token_class_is_taken(own_folder: Path) -> None
     assert tiles.choose_tile("Other GPU", "2bit", "int8", 8, 9000, 4096, False) == tiles.default_tile("int8", 8)
 
 
+def test_a_table_of_shorter_tiles_is_read(own_folder: Path) -> None:
+    """As tune.py wrote them before tiles had boxes and words."""
+    path = own_folder / tiles.table_name("Some GPU")
+    tiles.write_rows(path, [row(8, 64, 64, Tile(8, 16, 4, 64, 4, 3)), row(1, 64, 64, GemvTile(8, 4, 2))])
+    path.write_text(path.read_text().replace("[8,16,4,64,4,3,0]", "[8,16,4,64,4,3]").replace("[8,4,2,256]", "[8,4,2]"))
+    assert "[8,4,2]" in path.read_text()
+    assert tiles.choose_tile("Some GPU", "2bit", "int8", 8, 64, 64, False) == Tile(8, 16, 4, 64, 4, 3)
+    assert tiles.choose_tile("Some GPU", "2bit", "int8", 1, 64, 64, True) == GemvTile(8, 4, 2)
+
+
 def test_token_classes_serve_all_numbers() -> None:
     assert [tiles.token_class(tokens) for tokens in (1, 2, 8, 9, 64, 65, 4096, 10**6)] == [
         1,

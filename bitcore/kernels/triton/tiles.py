@@ -40,7 +40,7 @@ class GemvTile(NamedTuple):
     features: int
     warps: int
     programs: int
-    words: int
+    words: int = 256
 
 
 class TunedRow(BaseModel):
@@ -100,7 +100,7 @@ def default_tile(
 ) -> Tile | GemvTile:
     """A tile of at most 60 KB of shared memory."""
     if one_launch and tokens_at_most == 1:
-        return GemvTile(8, 4, 2, 256)
+        return GemvTile(8, 4, 2)
     if activations == "32-bit":
         return Tile(32, 32, 1, 32, 4, 2)
     if tokens_at_most <= 16:
