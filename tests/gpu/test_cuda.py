@@ -15,7 +15,6 @@ from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
 from bitcore.quantizers import dequantize
 from bitlayers import BitLinear
-from bitlayers.linear_group import linear_group
 
 REASON = KernelRegistry._kernels["cuda"].unavailable_reason()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the CUDA kernels cannot run here: {REASON}")
@@ -203,14 +202,6 @@ def test_tiles_shared_and_in_turns(sizes: tuple[int, int], rows: int, dtype: tor
     check_with_and_without_bias(config, weight, x)
 
 
-def test_a_group_of_layers_in_turns() -> None:
-    layers = [BitLinear(512, out_features, device="cuda").deploy() for out_features in (4100, 1300, 9000)]
-    x = torch.randn(400, 512, device="cuda", dtype=torch.bfloat16)
-    with torch.inference_mode():
-        for y, layer in zip(linear_group(layers, x), layers, strict=True):
-            assert same(y, layer(x))
-
-
 @every_config
 @pytest.mark.parametrize("sizes", [(200, 9000), (40, 65536), (40, 65664)], ids=str)
 def test_all_extreme_values(config: BitQuantConfig, sizes: tuple[int, int]) -> None:
@@ -382,24 +373,3 @@ def test_more_than_two_to_the_31_outputs() -> None:
     assert y.numel() > 2**31
     for part in (slice(0, 50), slice(150_000, 150_050), slice(rows - 50, rows)):
         assert same(y[part], ReferenceKernel(config).linear(x[part], weight))
-
-
-@pytest.mark.parametrize("rows", ROWS)
-def test_a_layer_with_a_norm(rows: int) -> None:
-    layer = BitLinear(512, 60, norm=True, device="cuda", dtype=torch.bfloat16).deploy()
-    assert layer.norm is not None
-    x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
-    with torch.inference_mode():
-        assert same(layer(x), layer.kernel.linear(layer.norm(x), layer._packed_weight(), layer.bias))
-
-
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("count", [2, 3, 6])
-@pytest.mark.parametrize("storage_format", ["2bit", "base3"])
-def test_groups_of_layers(rows: int, count: int, storage_format: str) -> None:
-    config = BitQuantConfig(storage_format=storage_format)
-    layers = [BitLinear(512, 100 * i + 60, quant_config=config, device="cuda").deploy() for i in range(count)]
-    x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
-    with torch.inference_mode():
-        for y, layer in zip(linear_group(layers, x), layers, strict=True):
-            assert same(y, layer(x))

@@ -70,22 +70,29 @@ class TritonKernel(BitKernelBase):
         return "; ".join(reason for reason in reasons if reason) or None
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        from bitcore.kernels.triton import operator  # noqa: PLC0415 - imports triton
-
-        check_linear_arguments(x, weight, bias)
-        packed, scale, zero_point, in_features = weight
-        y: Tensor = operator.triton_linear(x, packed, scale, zero_point, bias, in_features, self._mode)
-        return y
+        return self._linear(x, weight, bias)
 
     def normed_linear(
         self, x: Tensor, norm_weight: Tensor, norm_eps: float, weight: PackedWeight, bias: Tensor | None = None
     ) -> Tensor:
-        from bitcore.kernels.triton import launch, operator  # noqa: PLC0415 - imports triton
+        from bitcore.kernels.triton.launch import MOST_NORMALIZED  # noqa: PLC0415 - imports triton
+
+        if weight.in_features > MOST_NORMALIZED:
+            return super().normed_linear(x, norm_weight, norm_eps, weight, bias)
+        return self._linear(x, weight, bias, norm_weight, norm_eps)
+
+    def _linear(
+        self,
+        x: Tensor,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        norm_weight: Tensor | None = None,
+        norm_eps: float = 0.0,
+    ) -> Tensor:
+        from bitcore.kernels.triton import operator  # noqa: PLC0415 - imports triton
 
         check_linear_arguments(x, weight, bias)
         packed, scale, zero_point, in_features = weight
-        if in_features > launch.MOST_NORMALIZED:
-            return super().normed_linear(x, norm_weight, norm_eps, weight, bias)
         y: Tensor = operator.triton_linear(
             x, packed, scale, zero_point, bias, in_features, self._mode, norm_weight, norm_eps
         )

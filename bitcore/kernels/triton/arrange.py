@@ -10,6 +10,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SMALLEST = tl.constexpr(1e-5)  # absmax: m is at least this
+LARGEST_NUMBER = tl.constexpr(127.0 * 65536.0)  # of three digits: what the largest magnitude becomes
+SMALLEST_FLOATING = tl.constexpr(1e-30)  # and the smallest that does
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: anything else is Inf or NaN
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number, half to even
 BITS_OF_ROUND = tl.constexpr(0x4B400000)  # those of ROUND + n, n a whole number, are n more
@@ -68,27 +70,26 @@ def arrange_kernel(
         kept = kept + (_load_features(x, part * TILE, in_features, feature_stride, PER_BYTE, BLOCK, TILE),)
     if norm_weight is not None:
         kept = _normalized(kept, norm_weight, norm_eps, in_features, PER_BYTE, BLOCK, TILE, PARTS)
-    inverse, finite = 0.0, True
+    factor, finite = 0.0, True
     if QUANTIZE:
         if PER_TENSOR:
             largest = _largest_magnitude(largest_magnitudes, tokens, 1, 1024)
         elif PARTS > 0:
-            largest = _largest_kept(kept, PARTS)
+            largest = largest_of(kept, PARTS)
         else:
             largest = _largest_magnitude(x, in_features, feature_stride, TILE)
         finite = largest <= LARGEST
-        largest = tl.maximum(largest, SMALLEST)
-        inverse = tl.div_rn(1.0, largest) * 127.0
+        factor, scale = factor_and_scale(largest, 1)
     sums_of_q = tl.zeros((TILE,), tl.int32)
     if PARTS > 0:
         for part in tl.static_range(PARTS):
-            sums_of_q = _write_features(kept[part], part * TILE, inverse, finite, q, width, sums_of_q, PTX, QUANTIZE)
+            sums_of_q = _write_features(kept[part], part * TILE, factor, finite, q, width, sums_of_q, PTX, QUANTIZE)
     else:
         for first in range(0, width, TILE):
             values = _load_features(x, first, in_features, feature_stride, PER_BYTE, BLOCK, TILE)
-            sums_of_q = _write_features(values, first, inverse, finite, q, width, sums_of_q, PTX, QUANTIZE)
+            sums_of_q = _write_features(values, first, factor, finite, q, width, sums_of_q, PTX, QUANTIZE)
     if QUANTIZE:
-        tl.store(scales + token, tl.where(finite, tl.div_rn(largest, 127.0), float("nan")))
+        tl.store(scales + token, tl.where(finite, scale, float("nan")))
         tl.store(sums + token, tl.sum(sums_of_q, 0))
 
 
@@ -133,11 +134,23 @@ def _normalized(
 
 
 @triton.jit
-def _largest_kept(kept, PARTS: tl.constexpr):
-    bits = magnitude_bits(kept[0].to(tl.float32))
-    for part in tl.static_range(1, PARTS):
-        bits = tl.maximum(bits, magnitude_bits(kept[part].to(tl.float32)))
-    return tl.max(bits, 0).to(tl.float32, bitcast=True)
+def largest_of(values, COUNT: tl.constexpr):
+    """max(abs()) of COUNT tensors, Inf or NaN where one is."""
+    bits = magnitude_bits(values[0].to(tl.float32))
+    for i in tl.static_range(1, COUNT):
+        bits = tl.maximum(bits, magnitude_bits(values[i].to(tl.float32)))
+    return tl.max(bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def factor_and_scale(largest, DIGITS: tl.constexpr):
+    """float32: what makes whole numbers of a token, and values of these again (docs/numerics.md)."""
+    if DIGITS == 1:
+        largest = tl.maximum(largest, SMALLEST)
+        return tl.div_rn(1.0, largest) * 127.0, tl.div_rn(largest, 127.0)
+    else:
+        largest = tl.maximum(largest, SMALLEST_FLOATING)
+        return tl.div_rn(LARGEST_NUMBER, largest), tl.div_rn(largest, LARGEST_NUMBER)
 
 
 @triton.jit
@@ -158,13 +171,13 @@ def _load_features(
 
 
 @triton.jit
-def _write_features(values, first, inverse, finite, q, width, total, PTX: tl.constexpr, QUANTIZE: tl.constexpr):
+def _write_features(values, first, factor, finite, q, width, total, PTX: tl.constexpr, QUANTIZE: tl.constexpr):
     """Writes values to q from place `first` on; `total` plus the sums of what it wrote, where that is int8.
 
     It needs no clamp: the scale is that of the largest value.
     """
     if QUANTIZE:
-        bits = (values.to(tl.float32) * inverse + ROUND).to(tl.int32, bitcast=True)
+        bits = (values.to(tl.float32) * factor + ROUND).to(tl.int32, bitcast=True)
         if PTX:
             values, total = tl.inline_asm_elementwise(
                 _LOWEST_BYTES,

@@ -7,11 +7,9 @@ kernels take it (docs/numerics.md).
 import triton
 import triton.language as tl
 
-from bitcore.kernels.triton.arrange import LARGEST, ROUND, SMALLEST, magnitude_bits
+from bitcore.kernels.triton.arrange import LARGEST, ROUND, factor_and_scale, largest_of
 
-DIGITS = 3  # of floating-point x
-LARGEST_NUMBER = tl.constexpr(127.0 * 65536.0)  # what the largest magnitude becomes
-SMALLEST_FLOATING = tl.constexpr(1e-30)  # magnitude that does
+FLOAT_DIGITS = 3  # of floating-point x
 
 
 @triton.jit
@@ -36,17 +34,8 @@ def token_in_digits(
     """
     PARTS: tl.constexpr = 5 if PER_BYTE == 5 else 1
     PLANES: tl.constexpr = PER_BYTE // PARTS  # of a part
-    magnitude = magnitude_bits(values[0])
-    for half in tl.static_range(1, PIECES * PARTS * 2):
-        magnitude = tl.maximum(magnitude, magnitude_bits(values[half]))
-    largest = tl.max(magnitude).to(tl.float32, bitcast=True)
-    finite = largest <= LARGEST
-    if DIGITS == 1:
-        largest = tl.maximum(largest, SMALLEST)
-        factor, scale = tl.div_rn(1.0, largest) * 127.0, tl.div_rn(largest, 127.0)
-    else:
-        largest = tl.maximum(largest, SMALLEST_FLOATING)
-        factor, scale = tl.div_rn(LARGEST_NUMBER, largest), tl.div_rn(largest, LARGEST_NUMBER)
+    largest = largest_of(values, PIECES * PARTS * 2)
+    factor, scale = factor_and_scale(largest, DIGITS)
     numbers = ()
     for half in tl.static_range(PIECES * PARTS * 2):
         numbers = numbers + (_unsigned_bytes(values[half] * factor, DIGITS, PTX),)
@@ -57,7 +46,7 @@ def token_in_digits(
             if digit > 0:
                 word ^= -0x7F7F7F80  # 0x80808080: 0..255 to -128..127
             q = q + _columns(word, PLANES)
-    return q, tl.where(finite, scale, float("nan"))
+    return q, tl.where(largest <= LARGEST, scale, float("nan"))
 
 
 @triton.jit

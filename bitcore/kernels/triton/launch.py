@@ -10,18 +10,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bitcore.kernels.triton import INTERPRETED
 from bitcore.kernels.triton.arrange import arrange_kernel, largest_magnitudes_kernel
-from bitcore.kernels.triton.digits import DIGITS
+from bitcore.kernels.triton.digits import FLOAT_DIGITS
 from bitcore.kernels.triton.gemv import MAX_WORDS, MOST_PIECES, gemv_kernel
 from bitcore.kernels.triton.product import product_kernel
-from bitcore.kernels.triton.tiles import (
-    Activations,
-    GemvTile,
-    Tile,
-    choose_tile,
-    default_tile,
-    gpu_name,
-    token_class,
-)
+from bitcore.kernels.triton.tiles import Activations, GemvTile, Tile, choose_tile, default_tile, gpu_name, token_class
 from bitcore.packing import WEIGHTS_PER_BYTE
 
 MAX_BLOCK = 32  # bytes, see weights.py
@@ -80,7 +72,7 @@ class Call(NamedTuple):
     @property
     def digits(self) -> int:
         """Of x, in gemv.py."""
-        return DIGITS if self.activation_granularity is None else 1
+        return FLOAT_DIGITS if self.activation_granularity is None else 1
 
     @property
     def one_launch(self) -> bool:

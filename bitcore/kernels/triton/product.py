@@ -237,8 +237,8 @@ def _multiply(weights, x, total, offset, CENTERED: tl.constexpr, SLICES: tl.cons
 
 @triton.jit
 def _ended(total):
-    """`total`, once it is there: Triton would otherwise cut a product of two bytes into sixteen, each with its wait.
+    """`total`, once it is there, by an instruction without text that the compiler takes for a use of it.
 
-    An instruction of no text, which the compiler takes for a use.
+    Triton would otherwise cut a product of two bytes into steps of 32 bytes of K, and ptxas wait for each.
     """
     return tl.inline_asm_elementwise("", "=f,0", [total], tl.float32, is_pure=True, pack=1)

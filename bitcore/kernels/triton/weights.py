@@ -1,7 +1,7 @@
 """Packed weights in registers: bytes of one row to the codes that they hold, in the order of the activations.
 
 The codes of a byte go to planes: plane j holds the j-th code of every byte, so a shift and a mask of a whole register
-make it. A tensor core does not care about the order of K as long as both sides agree. The activations (quantize.py)
+make it. A tensor core does not care about the order of K as long as both sides agree. The activations (arrange.py)
 therefore lie in blocks of BLOCK bytes' weights, inside a block plane after plane:
 
     bytes         b0        b1        b2 ...            codes of b0 are u0 u1 u2 u3, of b1 u4 u5 u6 u7, ...
