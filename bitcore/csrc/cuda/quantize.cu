@@ -143,10 +143,12 @@ struct NextWeights {
 __device__ __forceinline__ void prefetch(const NextWeights& next) {
   constexpr uint32_t kPiece = 4096;
   const uint32_t blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+  // Pieces are counted, not their bytes: so many threads as many tokens have may step over 2**32 bytes, which would be
+  // 0. They are fewer than 2**32 by more than there are pieces: 128 * 65,535 blocks of 512 at most (blocks_of_tokens).
   for (int i = 0; i < kMaxWeights; ++i)
-    for (uint32_t begin = (threadIdx.x * blocks + block) * kPiece; begin < next.bytes[i];
-         begin += blocks * blockDim.x * kPiece)
-      prefetch_to_l2(next.packed[i] + begin, min(kPiece, next.bytes[i] - begin));
+    for (uint32_t piece = threadIdx.x * blocks + block; piece < (next.bytes[i] + kPiece - 1) / kPiece;
+         piece += blocks * blockDim.x)
+      prefetch_to_l2(next.packed[i] + piece * kPiece, min(kPiece, next.bytes[i] - piece * kPiece));
 }
 
 // The same, faster, where all is even: values of two bytes, aligned rows of whole shares, one sum a column, and rows
@@ -297,10 +299,13 @@ bool launch_even(const Linear& linear, const Quantized& out, const Device& devic
 }
 
 template <Format kFormat, int kWords>
-cudaError_t launch_words(const Linear& linear, const Quantized& out, void* stream) {
-  const bool many = linear.m >= kManyTokens;
-  const size_t tokens = many ? 4 : 1;
-  const size_t shared = out.groups > 1 ? tokens * out.digits * out.groups * sizeof(int) : 0;
+cudaError_t launch_words(const Linear& linear, const Quantized& out, const Device& device, void* stream) {
+  const auto shared_of = [&](size_t tokens) {
+    return out.groups > 1 ? tokens * out.digits * out.groups * sizeof(int) : 0;
+  };
+  constexpr size_t kStatic = 4 * sizeof(uint32_t) * (1 + kFloatDigits);  // what a block of four tokens declares itself
+  const bool many = linear.m >= kManyTokens && shared_of(4) + kStatic <= static_cast<size_t>(device.shared_memory);
+  const size_t tokens = many ? 4 : 1, shared = shared_of(tokens);
   const auto blocks = static_cast<unsigned>((linear.m + tokens - 1) / tokens);
   const auto kernel = out.digits == 1
                           ? many ? quantize_kernel<kFormat, kWords, 1, 4> : quantize_kernel<kFormat, kWords, 1, 1>
@@ -318,9 +323,9 @@ cudaError_t launch_format(const Linear& linear, const Quantized& out, const Devi
                        : launch_even<kFormat, kFloatDigits>(linear, out, device, stream, &error)))
     return error;
   switch (out.words) {
-    case 1: return launch_words<kFormat, 1>(linear, out, stream);
-    case 2: return launch_words<kFormat, 2>(linear, out, stream);
-    default: return launch_words<kFormat, 4>(linear, out, stream);
+    case 1: return launch_words<kFormat, 1>(linear, out, device, stream);
+    case 2: return launch_words<kFormat, 2>(linear, out, device, stream);
+    default: return launch_words<kFormat, 4>(linear, out, device, stream);
   }
 }
 
