@@ -15,6 +15,7 @@ from bitcore.kernels.triton import operators_for_training
 from bitcore.packed_weight import PackedWeight
 
 LOWEST_CAPABILITY = (7, 5)  # int8 tensor cores
+EARLIEST_STARTS = (9, 0)  # from here on a kernel may start before the one in front has ended (csrc/cuda/launch.cuh)
 GROUP_MULTIPLES = {"2bit": 64, "base3": 160, "int4": 32, "int8": 32}  # weights of whole steps of the tensor cores
 ROW_SOURCES = ("copy", "add", "relu2", "silu", "gelu")  # as the operators number them
 MAX_GROUPS = 4096  # of a row: their sums of activations lie in shared memory
@@ -118,11 +119,14 @@ class CudaKernel(CompiledKernel):
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for `architecture` ("8.6", "9.0a", "10.0+PTX") runs on a GPU: its own and later minor versions; with
     PTX all later ones; with architecture-specific instructions ("a") its own alone.
+
+    PTX older than 9.0 does not run on 9.0 and later: kernels are launched there before the one in front has ended, and
+    such code would not wait for it.
     """
     number = architecture.removesuffix("+PTX").removesuffix("a")
     major, minor = (int(part) for part in number.split("."))
     if architecture.removesuffix("+PTX").endswith("a"):
         return capability == (major, minor)
     if architecture.endswith("+PTX"):
-        return capability >= (major, minor)
+        return capability >= (major, minor) and (major >= EARLIEST_STARTS[0] or capability < EARLIEST_STARTS)
     return capability[0] == major and capability[1] >= minor

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fragments.cuh"
+#include "kernels.h"
 #include "wgmma.cuh"
 
 namespace bitlab::cuda {

@@ -18,7 +18,8 @@ constexpr int64_t kMostHopperK = 1 << 16;  // sums of int8 with decode_high's co
 
 // What fits the dimensions of a grid, and sums of 32 bits.
 inline bool hopper_can_serve(const Linear& linear) {
-  return linear.group_size == 0 && linear.m < 1 << 24 && rows_of_all(linear) < 1 << 22 && linear.k <= kMostHopperK;
+  return linear.group_size == 0 && linear.m * digits_of(linear) < 1 << 24 && rows_of_all(linear) < 1 << 22 &&
+         linear.k <= kMostHopperK;
 }
 
 // Where blocks share K, each gets the sums of so many times eight columns, one block after the other: all digits of a
@@ -172,6 +173,7 @@ inline HopperTile hopper_tile(const Linear& linear, int digits, bool floating, c
     for (int splits = 1; splits == 1 || (splits <= most && tiles * splits <= 2 * device.multiprocessors); ++splits) {
       const HopperTile tile = {columns, rows, splits, false, 0};
       if (received_bytes(tile, digits) > kMostReceivedBytes) continue;
+      if (hopper_blocks_at_once(device, splits, 1) == 0) continue;  // a small share of a GPU
       const int64_t cost = hopper_cost(linear, digits, chunks, tiles * splits, floating, tile, device);
       if (cost < best_cost) best = tile, best_cost = cost;
     }

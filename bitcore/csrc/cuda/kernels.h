@@ -12,6 +12,8 @@ inline int64_t bytes_of_row(const Linear& linear) {
   return (linear.k + per_byte - 1) / per_byte;
 }
 
+inline int digits_of(const Linear& linear) { return linear.quantization == Quantization::kNone ? kFloatDigits : 1; }
+
 // Chunks of all lanes, each `words` packed words: 16 * words bytes of a row.
 inline int64_t chunks_of(Format format, int64_t k, int words) {
   const int64_t weights = int64_t{16} * words * weights_per_byte(format);

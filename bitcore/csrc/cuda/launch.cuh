@@ -8,6 +8,8 @@
 
 #include <cuda_runtime.h>
 
+#include <mutex>
+
 #include "linear.h"
 
 namespace bitlab::cuda {
@@ -19,6 +21,9 @@ inline int share_of(const Device& device, int blocks) { return device.shared_mem
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_memory, void* stream,
                    bool early, int cluster, Arguments... arguments) {
+  // What a kernel may have belongs to the kernel, not to a launch: no other thread may ask for less in between.
+  static std::mutex asking;
+  const std::lock_guard lock(asking);
   if (shared_memory > 16 * 1024) {  // 48 KiB, with what the kernel declares itself, need no asking
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -17,8 +17,6 @@ constexpr int64_t kFewestFloating = 192;
 
 size_t aligned_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-int digits_of(const Linear& linear) { return linear.quantization == Quantization::kNone ? kFloatDigits : 1; }
-
 // Packed words of a lane in a chunk: chunks must not straddle groups. 0 where no number of words fits.
 int words_of(Format format, int64_t group_size) {
   if (group_size == 0) return 4;

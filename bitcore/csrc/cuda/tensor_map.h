@@ -35,9 +35,17 @@ inline cudaError_t encode_map(void* matrix, CUtensorMapDataType type, int64_t ro
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(row_bytes)};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
-  const CUresult result = encode(map, type, 2, matrix, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  const auto encodes = [&] {
+    return encode(map, type, 2, matrix, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  };
+  if (encodes()) return cudaSuccess;
+  // The driver asks for a context, which a thread has from its first call of the runtime on.
+  int device;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return error;
+  return encodes() ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 // Of a matrix of two bytes, rows `stride` elements apart: boxes of `box_rows` rows and 128 bytes, which lie in shared
