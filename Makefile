@@ -14,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-core test-neon test-triton test-gpu compile-cuda bench bench-decoder check lint types clean
+.PHONY: demo test test-core test-neon test-triton test-cuda-emulated test-gpu compile-cuda bench bench-decoder check lint types clean
 
 demo: .venv/ready
 	$(BIN)/python examples/mnist_mlp.py --compare --seeds 5
@@ -41,6 +41,12 @@ TRITON_TESTS = tests/triton/test_products.py tests/kernels \
   -k "test_products or test_training_operators and triton or triton and (any_shape or nan_and_inf or strides or empty)"
 test-triton: .venv/ready
 	TRITON_INTERPRET=1 BITLAB_REQUIRED_KERNELS=triton $(BIN)/python -m pytest $(TRITON_TESTS)
+
+# Started with the sanitizer's library, as Python is built without it; what it finds, it writes to the terminal.
+test-cuda-emulated: .venv/ready
+	$(BIN)/python tests/cuda_emulator/build_emulator.py
+	BITLAB_CUDA_EMULATOR=build/objects/cuda_emulator/cuda_emulator.so ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD=$$(g++ -print-file-name=libasan.so) $(BIN)/python -m pytest --capture=sys tests/cuda_emulator
 
 test-gpu:
 	BUILD_CUDA_EXTENSIONS=1 $(PYTHON) build_extensions.py
