@@ -8,7 +8,7 @@ from typing_extensions import Self
 
 from bitcore.checks import check_finite, check_positive
 from bitcore.config import BitQuantConfig
-from bitcore.exceptions import DtypeError, ShapeError
+from bitcore.exceptions import ArgumentError, DeviceError, DtypeError, ShapeError
 from bitcore.packing import (
     check_packed_ternary,
     decode_ternary,
@@ -79,9 +79,23 @@ class PackedWeight(NamedTuple):
 
     def check(self, config: BitQuantConfig) -> None:
         """Raises QuantizationError, ShapeError or DtypeError for bytes that are no weights, or scales that are none."""
+        self.check_layout(config)
         if config.weight_dtype == "ternary":
             check_packed_ternary(self.packed, self.in_features, config.storage_format)
         self.check_scale(config)
+
+    def check_layout(self, config: BitQuantConfig) -> None:
+        """Raises ShapeError, DtypeError or DeviceError where a tensor is not as `config` and the others say."""
+        if self.packed.dtype != torch.uint8:
+            raise DtypeError("weight_packed", self.packed.dtype, "torch.uint8")
+        columns = packed_columns(self.in_features, config.packed_format)
+        if self.packed.dim() != 2 or self.packed.shape[1] != columns:
+            expected = f"[out_features, {columns}]: {self.in_features} weights in {config.packed_format}"
+            raise ShapeError("weight_packed", f"of shape {list(self.packed.shape)}", expected)
+        self.check_scale_shape(config)
+        for name, tensor in (("weight_scale", self.scale), ("weight_zero_point", self.zero_point)):
+            if tensor is not None and tensor.device != self.packed.device:
+                raise DeviceError(name, f"on {tensor.device}", f"on {self.packed.device}, where the weight is")
 
     def check_scale(self, config: BitQuantConfig) -> None:
         """Raises ShapeError, DtypeError or QuantizationError for scales that do not fit, or are not above zero."""
@@ -89,11 +103,18 @@ class PackedWeight(NamedTuple):
         check_positive("weight_scale", self.scale)
 
     def check_scale_shape(self, config: BitQuantConfig, argument: str = "weight_scale") -> None:
-        """Raises ShapeError or DtypeError where scale or zero point are not as `config` and the weight say."""
+        """Raises ShapeError, DtypeError or ArgumentError where scale or zero point are not as `config` says."""
         shape = _scale_shape(self.packed.shape[0], self.in_features, config)
         if not self.scale.is_floating_point():
             raise DtypeError(argument, self.scale.dtype, "torch.float32")
-        for name, tensor in ((argument, self.scale), (argument.replace("scale", "zero_point"), self.zero_point)):
+        zero_point = argument.replace("scale", "zero_point")
+        if self.zero_point is None and config.weight_quantizer == "minmax":
+            raise ArgumentError(zero_point, None, "zero points, which minmax weights have")
+        if self.zero_point is not None and config.weight_quantizer != "minmax":
+            raise ArgumentError(zero_point, "a tensor", f"None, for {config.weight_quantizer} weights")
+        if self.zero_point is not None and self.zero_point.dtype != torch.int8:
+            raise DtypeError(zero_point, self.zero_point.dtype, "torch.int8")
+        for name, tensor in ((argument, self.scale), (zero_point, self.zero_point)):
             if tensor is not None and list(tensor.shape) != shape:
                 expected = f"{shape}, for {config.weight_granularity} weights"
                 raise ShapeError(name, f"of shape {list(tensor.shape)}", expected)

@@ -142,6 +142,7 @@ class BitLayer(CountsChanges, nn.Module):
         shape = (packed.packed.shape[0], packed.in_features)
         if shape != self.matrix_shape:
             raise ShapeError("packed", f"of shape {list(shape)}", f"{list(self.matrix_shape)}")
+        packed.check_layout(quant_config)
         packed.check_scale(quant_config)
         self.quant_config = quant_config
         self._become_deployed(packed)
@@ -213,6 +214,11 @@ class BitLayer(CountsChanges, nn.Module):
         """The kernel that serves inputs of the layer's own dtype now."""
         return self._kernel_for(self._own_dtype())
 
+    def _weight_device(self) -> torch.device:
+        weight = self._buffers["weight_packed"] if self.is_deployed else self.weight
+        assert weight is not None
+        return weight.device
+
     def _own_dtype(self) -> torch.dtype:
         """The dtype of the master weight; once that is gone, of the bias, else float32."""
         parameter = self.weight if self.weight is not None else self.bias
@@ -232,9 +238,8 @@ class BitLayer(CountsChanges, nn.Module):
                 return self._kernel
         if not dtype.is_floating_point:
             raise DtypeError("x", dtype, "a floating-point dtype")
-        weight = self._buffers["weight_packed"] if self.is_deployed else self.weight
-        assert weight is not None
-        request = KernelRequest(self.quant_config, weight.device.type, dtype, self._columns, self._rows)
+        device_type = self._weight_device().type
+        request = KernelRequest(self.quant_config, device_type, dtype, self._columns, self._rows)
         kernel = KernelRegistry.resolve(request, forced=self._kernel_name)
         if KernelRegistry.decisions_of is not None:
             self._kernel, self._kernel_dtype, self._kernel_decision = kernel, dtype, KernelRegistry.decisions_of

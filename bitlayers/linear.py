@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import ArgumentError
-from bitcore.kernels.base import MAX_IN_FEATURES
+from bitcore.kernels.base import MAX_IN_FEATURES, check_input
 from bitcore.ops import bitlinear
 from bitlayers.base import BitLayer
 from bitlayers.registry import register_layer
@@ -107,6 +107,7 @@ class BitLinear(BitLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None:
+            check_input(x, self.in_features, self._weight_device())
             plain = self._norm_for_kernel(x)
             if plain is not None:
                 normed_linear = self._kernel_for(x.dtype).normed_linear

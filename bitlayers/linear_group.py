@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitcore.ops.bitlinear import check_training_input
 from bitcore.ops.fused_training import fused_linears, fused_operators
 from bitlayers.linear import BitLinear
+from bitlayers.plain import has_forward_of_class
 
 
 def linear_group(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
@@ -36,11 +37,7 @@ def linear_group(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 def _is_plain(layer: BitLinear) -> bool:
     """Whether calling `layer` is nothing but its product."""
-    return (
-        type(layer).forward is BitLinear.forward
-        and layer.norm is None
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-    )
+    return type(layer).forward is BitLinear.forward and layer.norm is None and has_forward_of_class(layer)
 
 
 def _infer(layers: Sequence[BitLinear], x: Tensor) -> list[Tensor] | None:

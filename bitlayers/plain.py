@@ -6,12 +6,12 @@ from torch.nn.modules import module as torch_module
 
 def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether `module` is a `cls` itself, in eval mode, without hooks or a forward of its own."""
-    return (
-        type(module) is cls
-        and not module.training
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and "forward" not in vars(module)
-    )
+    return type(module) is cls and not module.training and has_forward_of_class(module)
+
+
+def has_forward_of_class(module: nn.Module) -> bool:
+    """Whether calling `module` is its class's forward and nothing else: neither hooks nor a forward of its own."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def has_global_hooks() -> bool:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from bitcore.ops import cuda_decoding
 from bitcore.ops.attention import COMPILED, DTYPES
+from bitlayers.plain import has_forward_of_class
 
 
 def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ def plain_norm(norm: nn.RMSNorm, x: Tensor) -> tuple[Tensor, float] | None:
         or weight.shape != x.shape[-1:]
         or not x.is_contiguous()  # else PyTorch sums in another order
         or type(norm) is not nn.RMSNorm
-        or norm._forward_hooks
-        or norm._forward_pre_hooks
+        or weight.device != x.device
+        or not has_forward_of_class(norm)
     ):
         return None
     return weight, eps

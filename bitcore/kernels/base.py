@@ -129,7 +129,11 @@ class BitKernelBase(ABC):
         """`linear` of the RMSNorm of x [..., K], whose weight [K] has its dtype (arXiv 1910.07467).
 
         A kernel that can normalizes where it quantizes; then the order of the sum of squares is its own.
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: an argument does not fit; nothing has been computed.
         """
+        check_norm_arguments(x, norm_weight, weight)
         return self.linear(F.rms_norm(x, norm_weight.shape, norm_weight, norm_eps), weight, bias)
 
     def training_operators(self) -> TrainingOperators | None:
@@ -147,8 +151,20 @@ def check_input(x: Tensor, in_features: int, device: torch.device) -> None:
         raise DeviceError("x", f"on {x.device}", f"on {device}, where the weight is")
 
 
-def check_linear_arguments(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
-    """Raises the typed error of the first argument of `linear` that does not fit."""
+def check_norm_arguments(x: Tensor, norm_weight: Tensor, weight: PackedWeight) -> None:
+    """Raises the typed error of an `x` or a weight of the norm in front of `linear` that does not fit."""
+    check_input(x, weight.in_features, weight.packed.device)
+    if norm_weight.shape != (weight.in_features,):
+        raise ShapeError("norm_weight", f"of shape {list(norm_weight.shape)}", f"[{weight.in_features}] (in_features)")
+    if norm_weight.dtype != x.dtype:
+        raise DtypeError("norm_weight", norm_weight.dtype, f"{x.dtype}, x's dtype")
+    if norm_weight.device != x.device:
+        raise DeviceError("norm_weight", f"on {norm_weight.device}", f"on {x.device}, where x is")
+
+
+def check_linear_arguments(x: Tensor, weight: PackedWeight, bias: Tensor | None, config: BitQuantConfig) -> None:
+    """Raises the typed error of the first argument of `linear` that does not fit `config` or the others."""
+    weight.check_layout(config)
     check_input(x, weight.in_features, weight.packed.device)
     out_features = weight.packed.shape[0]
     if bias is not None and bias.device != x.device:
@@ -157,9 +173,5 @@ def check_linear_arguments(x: Tensor, weight: PackedWeight, bias: Tensor | None)
         raise ShapeError("bias", f"of shape {list(bias.shape)}", f"[{out_features}] (out_features)")
     if bias is not None and not bias.is_floating_point():
         raise DtypeError("bias", bias.dtype, "a floating-point dtype")
-    if weight.packed.dtype != torch.uint8:
-        raise DtypeError("weight_packed", weight.packed.dtype, "torch.uint8")
     if weight.scale.dtype != torch.float32:
         raise DtypeError("weight_scale", weight.scale.dtype, "torch.float32")
-    if weight.scale.device != x.device:
-        raise DeviceError("weight_scale", f"on {weight.scale.device}", f"on {x.device}, where x is")

@@ -25,6 +25,7 @@ class CompiledKernel(BitKernelBase):
         super().__init__(config)
         self._operator = torch.ops.bitlab.packed_linear.default
         self._mode = operator_mode(config) | self._index()
+        self._has_zero_point = config.weight_quantizer == "minmax"  # which operators are not told
 
     @property
     def mode(self) -> int:
@@ -54,10 +55,12 @@ class CompiledKernel(BitKernelBase):
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
         packed, scale, zero_point, in_features = weight
+        if (zero_point is not None) is not self._has_zero_point:
+            check_linear_arguments(x, weight, bias, self.config)
         try:
             y: Tensor = self._operator(x, packed, scale, zero_point, bias, in_features, self._mode)
         except (RuntimeError, NotImplementedError) as error:
-            check_linear_arguments(x, weight, bias)  # the operator says only that something is wrong
+            check_linear_arguments(x, weight, bias, self.config)  # the operator says only that something is wrong
             _raise_if_out_of_memory(error, x)
             raise
         return y
@@ -68,13 +71,16 @@ class CompiledKernel(BitKernelBase):
             return super().linear_group(x, weights, biases)
         packed, scales = [weight.packed for weight in weights], [weight.scale for weight in weights]
         zero_points = [weight.zero_point for weight in weights if weight.zero_point is not None]
+        if len(zero_points) != (len(weights) if self._has_zero_point else 0):
+            for weight, bias in zip(weights, biases, strict=True):
+                check_linear_arguments(x, weight, bias, self.config)
         try:
             y: list[Tensor] = torch.ops.bitlab.packed_linear_group.default(
                 x, packed, scales, zero_points, given, weights[0].in_features, self._mode
             )
         except (RuntimeError, NotImplementedError) as error:
             for weight, bias in zip(weights, biases, strict=True):
-                check_linear_arguments(x, weight, bias)
+                check_linear_arguments(x, weight, bias, self.config)
             _raise_if_out_of_memory(error, x)
             raise
         return y

@@ -117,16 +117,16 @@ class CudaKernel(CompiledKernel):
 
 
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether code for `architecture` ("8.6", "9.0a", "10.0+PTX") runs on a GPU: its own and later minor versions; with
-    PTX all later ones; with architecture-specific instructions ("a") its own alone.
+    """Whether code for `architecture` ("8.6", "9.0a", "10.0+PTX") runs on a GPU: its own and later minor versions, also
+    with instructions of a family ("f"); with PTX all later ones; with those of one architecture ("a") its own alone.
 
     PTX older than 9.0 does not run on 9.0 and later: kernels are launched there before the one in front has ended, and
     such code would not wait for it.
     """
-    number = architecture.removesuffix("+PTX").removesuffix("a")
-    major, minor = (int(part) for part in number.split("."))
-    if architecture.removesuffix("+PTX").endswith("a"):
+    name = architecture.removesuffix("+PTX")
+    major, minor = (int(part) for part in name.rstrip("af").split("."))
+    if name.endswith("a"):
         return capability == (major, minor)
-    if architecture.endswith("+PTX"):
+    if architecture.endswith("+PTX") and not name.endswith("f"):
         return capability >= (major, minor) and (major >= EARLIEST_STARTS[0] or capability < EARLIEST_STARTS)
     return capability[0] == major and capability[1] >= minor

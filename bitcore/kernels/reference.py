@@ -30,7 +30,7 @@ class ReferenceKernel(BitKernelBase):
     """Unpacks the weights and multiplies with PyTorch. It defines the numbers for all other kernels."""
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        check_linear_arguments(x, weight, bias)
+        check_linear_arguments(x, weight, bias, self.config)
         device_type = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
         with torch.autocast(device_type, enabled=False):  # exact sums need float32
             y = self._linear(x.reshape(-1, weight.in_features), weight)

@@ -17,8 +17,10 @@ def packed_linear(
 ) -> Tensor:
     """Maps x [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
     # Not an `if`: a size that is known only at run time cannot be branched on, but torch._check defers it.
+    of_weight = [weight_packed, weight_scale, weight_zero_point, bias]
+    devices = [tensor.device for tensor in of_weight if tensor is not None]
     torch._check(  # type: ignore[no-untyped-call]
-        x.device == weight_packed.device, lambda: f"x is on {x.device}, the weight on {weight_packed.device}"
+        all(device == x.device for device in devices), lambda: f"x is on {x.device}, the weight on {devices}"
     )
     torch._check(  # type: ignore[no-untyped-call]
         x.dim() >= 1 and x.shape[-1] == in_features, lambda: f"x must have in_features = {in_features} as its last size"
@@ -35,10 +37,11 @@ def packed_linear_group(
     in_features: int,
     mode: int,
 ) -> list[Tensor]:
-    """`packed_linear` with each weight."""
+    """`packed_linear` with each weight; zero points and biases are of none or of all."""
+    nothing = [None] * len(weight_packed)
     return [
-        packed_linear(x, packed, scale, None, None, in_features, mode)
-        for packed, scale in zip(weight_packed, weight_scale, strict=True)
+        packed_linear(x, *of_weight, in_features, mode)
+        for of_weight in zip(weight_packed, weight_scale, weight_zero_point or nothing, bias or nothing, strict=True)
     ]
 
 

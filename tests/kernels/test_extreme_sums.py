@@ -31,7 +31,8 @@ def test_extreme_values_do_not_saturate(
     assume_served(kernel_class, config, in_features=in_features)
     x = 3.7 * extremes(activation, -1, 1, (rows, in_features)).float()
     values = extremes(weight, *VALUE_RANGE[config.weight_dtype], (5, in_features))
-    packed = PackedWeight.from_quantized(QuantizedWeight(values, torch.tensor([0.5]), None), config)
+    scale = torch.full((1 if config.weight_granularity == "per_tensor" else 5,), 0.5)
+    packed = PackedWeight.from_quantized(QuantizedWeight(values, scale, None), config)
     assert_same(kernel_class(config).linear(x, packed), ReferenceKernel(config).linear(x, packed))
 
 

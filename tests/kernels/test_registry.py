@@ -326,6 +326,8 @@ def test_int8_weights_a_group_are_served_by_compiled_kernels_and_the_reference_a
         ((8, 9), ("8.6",), None),
         ((12, 0), ("9.0a", "10.0+PTX"), None),
         ((9, 0), ("9.0a",), None),
+        ((10, 3), ("10.0f",), None),
+        ((12, 0), ("10.0f+PTX",), "built for compute capability 10.0f\\+PTX, the GPU has 12.0"),
         ((8, 9), ("8.0+PTX",), None),
         ((9, 0), ("8.0+PTX",), "built for compute capability 8.0\\+PTX, the GPU has 9.0"),
         ((10, 0), ("8.6+PTX", "9.0a"), "built for compute capability 8.6\\+PTX, 9.0a, the GPU has 10.0"),

@@ -243,8 +243,9 @@ def test_a_non_finite_weight_is_never_packed(bad: float) -> None:
 
 @pytest.mark.parametrize("state", ["train", "eval", "deployed"])
 @pytest.mark.parametrize("config", [BitQuantConfig(), BitQuantConfig.weight_only()], ids=str)
-def test_wrong_input_is_named_and_leaves_the_layer_usable(state: str, config: BitQuantConfig) -> None:
-    layer = BitLinear(20, 6, quant_config=config).train(state == "train")
+@pytest.mark.parametrize("norm", [False, True])
+def test_wrong_input_is_named_and_leaves_the_layer_usable(state: str, config: BitQuantConfig, norm: bool) -> None:
+    layer = BitLinear(20, 6, norm=norm, quant_config=config).train(state == "train")
     if state == "deployed":
         layer.deploy()
     cases = [

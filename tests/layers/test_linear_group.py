@@ -66,6 +66,7 @@ def test_inference_is_one_call(config: BitQuantConfig, bias: bool, deploy: bool,
     [
         lambda layers: layers[0].train(),
         lambda layers: layers[1].register_forward_hook(lambda module, x, y: y + 1),
+        lambda layers: setattr(layers[1], "forward", lambda x: x[..., :8]),
         lambda layers: layers.__setitem__(1, nn.Linear(40, 8)),
         lambda layers: layers.__setitem__(1, BitLinear(40, 8, norm=True).eval()),
         lambda layers: layers.__setitem__(1, TernaryLinear(40, 8, quantize=False).eval()),
@@ -74,7 +75,18 @@ def test_inference_is_one_call(config: BitQuantConfig, bias: bool, deploy: bool,
         lambda layers: layers.__delitem__(slice(1, None)),
         lambda layers: layers.clear(),
     ],
-    ids=["train", "hook", "dense", "norm", "not_quantized", "other_config", "other_kernel", "one", "none"],
+    ids=[
+        "train",
+        "hook",
+        "own_forward",
+        "dense",
+        "norm",
+        "not_quantized",
+        "other_config",
+        "other_kernel",
+        "one",
+        "none",
+    ],
 )
 @torch.no_grad()
 def test_layers_that_do_not_agree_are_called_one_by_one(

@@ -57,6 +57,23 @@ def test_gradients_hooks_and_other_norms_are_pytorchs() -> None:
     assert seen == [1]
 
 
+@torch.no_grad()
+def test_a_norm_with_a_forward_of_its_own_is_called() -> None:
+    """As libraries that keep weights elsewhere until a layer is called put one in."""
+    norm, x = nn.RMSNorm(8, eps=1e-5), torch.randn(3, 8)
+    expected, class_forward, weight = norm(x), norm.forward, norm.weight
+
+    def with_weight(x: torch.Tensor) -> torch.Tensor:
+        norm.weight = weight
+        return class_forward(x)
+
+    norm.weight = nn.Parameter(torch.empty(8, device="meta"))
+    with pytest.raises(RuntimeError):
+        rms_norm(norm, x)
+    norm.forward = with_weight  # type: ignore[method-assign]
+    assert torch.equal(rms_norm(norm, x), expected)
+
+
 @pytest.mark.skipif(extensions.why_missing() is not None, reason=str(extensions.why_missing()))
 def test_opcheck_and_arguments_that_do_not_fit() -> None:
     x, weight = torch.randn(2, 3, 8), torch.randn(8)

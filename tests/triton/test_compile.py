@@ -118,7 +118,9 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "PER_BYTE": 4, "BLOCK": 32, "TILE": 512, "PARTS": 5, "EARLY": True, "QUANTIZE": True, "PTX": nvidia,
         "OVERLAP": overlaps, "feature_stride": 1,
     }  # fmt: skip
-    assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})
+    per_token = {**constants, "PER_TENSOR": False, "largest_magnitudes": None}
+    assert compiled(arrange_kernel, target, per_token)
+    assert compiled(arrange_kernel, target, {**per_token, "in_features": 1})  # Triton takes ones for constants
     constants["norm_weight"] = None
     assert compiled(arrange_kernel, target, {**constants, "PER_TENSOR": True})
     code = compiled(arrange_kernel, target, {**constants, "PER_TENSOR": False, "largest_magnitudes": None})

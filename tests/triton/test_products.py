@@ -118,6 +118,15 @@ def test_a_norm_in_front(config: BitQuantConfig) -> None:
         assert torch.equal(kernel.normed_linear(x, norm_weight, 1e-5, weight), kernel.linear(normed, weight))
 
 
+@pytest.mark.parametrize("in_features", [1, 3, 64])
+def test_a_norm_whose_scale_is_infinite(in_features: int) -> None:
+    """What is behind the end of a token stays 0."""
+    config = BitQuantConfig.weight_only()
+    weight = PackedWeight.from_float(torch.ones(4, in_features, device=DEVICE), config)
+    x, norm_weight = 1e-25 * (1 + torch.rand(3, in_features, device=DEVICE)), torch.ones(in_features, device=DEVICE)
+    assert TritonKernel(config).normed_linear(x, norm_weight, 0.0, weight).isposinf().all()
+
+
 def test_a_norm_of_tokens_that_do_not_stay_in_registers() -> None:
     kernel = TritonKernel(BitQuantConfig())
     weight, norm_weight = random_weight(3, 16500, BitQuantConfig()), torch.randn(16500, device=DEVICE)

@@ -47,6 +47,21 @@ def test_the_nearest_shape_of_the_token_class_is_taken(own_folder: Path) -> None
     assert tiles.choose_tile("Other GPU", "2bit", "int8", 8, 9000, 4096, False) == tiles.default_tile("int8", 8)
 
 
+def test_base3_does_not_take_tiles_of_2bit_that_may_be_too_large(own_folder: Path) -> None:
+    tile, gemv = Tile(64, 64, 1, 128, 4, 3, 2), GemvTile(8, 4, 2, 128)
+    rows = [row(64, 4096, 4096, tile), row(1, 4096, 4096, tile), row(1, 4096, 4096, gemv)]
+    tiles.write_rows(own_folder / tiles.table_name("Some GPU"), rows)
+    assert tiles.choose_tile("Some GPU", "int4", "int8", 64, 4096, 4096, False) == tile
+    assert tiles.choose_tile("Some GPU", "base3", "int8", 64, 4096, 4096, False) == tiles.default_tile("int8", 64)
+    assert tiles.choose_tile("Some GPU", "base3", "int8", 1, 4096, 4096, True) == gemv
+
+
+def test_one_launch_is_not_a_matter_of_tables(own_folder: Path) -> None:
+    """Its numbers are others than those of products."""
+    tiles.write_rows(own_folder / tiles.table_name("Some GPU"), [row(1, 4096, 14336, Tile(8, 16, 4, 64, 4, 3))])
+    assert isinstance(tiles.choose_tile("Some GPU", "2bit", "int8", 1, 4096, 8192, True), GemvTile)
+
+
 def test_a_table_of_shorter_tiles_is_read(own_folder: Path) -> None:
     """As tune.py wrote them before tiles had boxes and words."""
     path = own_folder / tiles.table_name("Some GPU")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitcore.config import BitQuantConfig
-from bitcore.kernels.base import BitKernelBase, KernelRequest, check_linear_arguments
+from bitcore.kernels.base import BitKernelBase, KernelRequest, check_linear_arguments, check_norm_arguments
 from bitcore.kernels.compiled import MAX_INT4_IN_FEATURES, operator_mode
 from bitcore.kernels.registry import KernelRegistry
 from bitcore.kernels.training import TrainingOperators
@@ -79,6 +79,7 @@ class TritonKernel(BitKernelBase):
 
         if weight.in_features > MOST_NORMALIZED:
             return super().normed_linear(x, norm_weight, norm_eps, weight, bias)
+        check_norm_arguments(x, norm_weight, weight)
         return self._linear(x, weight, bias, norm_weight, norm_eps)
 
     def _linear(
@@ -91,7 +92,7 @@ class TritonKernel(BitKernelBase):
     ) -> Tensor:
         from bitcore.kernels.triton import operator  # noqa: PLC0415 - imports triton
 
-        check_linear_arguments(x, weight, bias)
+        check_linear_arguments(x, weight, bias, self.config)
         packed, scale, zero_point, in_features = weight
         y: Tensor = operator.triton_linear(
             x, packed, scale, zero_point, bias, in_features, self._mode, norm_weight, norm_eps

@@ -123,12 +123,14 @@ def _normalized(
     for part in tl.static_range(PARTS):
         values = kept[part].to(tl.float32)
         squares += (values * values).to(tl.float64)
-    mean = tl.div_rn(tl.sum(squares, 0).to(tl.float32), in_features.to(tl.float32))
+    mean = tl.div_rn(tl.sum(squares, 0).to(tl.float32), tl.cast(in_features, tl.float32))
     scale = tl.rsqrt(mean + norm_eps)
     normalized = ()
     for part in tl.static_range(PARTS):
         weight = _load_features(norm_weight, part * TILE, in_features, 1, PER_BYTE, BLOCK, TILE)
         values = weight.to(tl.float32) * (scale * kept[part].to(tl.float32))
+        inside = _features(part * TILE, PER_BYTE, BLOCK, TILE) < in_features
+        values = tl.where(_in_order_of_q(inside, PER_BYTE, BLOCK, TILE), values, 0.0)  # where the scale is Inf, too
         normalized = normalized + (values.to(kept[part].dtype),)
     return normalized
 
@@ -158,12 +160,23 @@ def _load_features(
     x, first, in_features, feature_stride, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
 ):
     """[TILE] of x, as they come to q from place `first` on; zeros after the end."""
+    feature = _features(first, PER_BYTE, BLOCK, TILE)
+    values = tl.load(x + feature.to(tl.int64) * feature_stride, mask=feature < in_features, other=0.0)
+    return _in_order_of_q(values, PER_BYTE, BLOCK, TILE)
+
+
+@triton.jit
+def _features(first, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """[TILE] features that come to q from place `first` on, in the order in which they are loaded."""
     place = first + tl.arange(0, TILE)
     if PER_BYTE == 5:
-        feature = (place // (5 * BLOCK) * BLOCK + place % BLOCK) * 5 + place % (5 * BLOCK) // BLOCK
-    else:  # in their own order, so that as many as possible are loaded at once
-        feature = place
-    values = tl.load(x + feature.to(tl.int64) * feature_stride, mask=feature < in_features, other=0.0)
+        place = (place // (5 * BLOCK) * BLOCK + place % BLOCK) * 5 + place % (5 * BLOCK) // BLOCK
+    return place  # else in their own order, so that as many as possible are loaded at once
+
+
+@triton.jit
+def _in_order_of_q(values, PER_BYTE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """What belongs to `_features`, one after the other as in q."""
     if PER_BYTE % 2 == 0:
         blocks = tl.reshape(values, (TILE // (PER_BYTE * BLOCK), BLOCK, PER_BYTE))
         values = tl.reshape(tl.permute(blocks, (0, 2, 1)), (TILE,))

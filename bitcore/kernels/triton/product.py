@@ -78,7 +78,7 @@ def product_kernel(
     if GRANULARITY == "per_group":
         total = tl.zeros((FEATURES, TOKENS), tl.float32)
         for group in range(groups):
-            offset = _offset(zero_point, feature * groups + group, OFFSET)
+            offset = _offset(zero_point, feature.to(tl.int64) * groups + group, OFFSET)
             first, end = group * group_bytes, tl.minimum((group + 1) * group_bytes, row_bytes)
             product = _product(
                 q, packed, first_token, first_feature, first, end,
@@ -86,7 +86,9 @@ def product_kernel(
                 DTYPE, PER_BYTE, BLOCK, TERNARY, not TERNARY, False, PTX,
                 TOKENS, FEATURES, SLICES, BYTES, STAGES, BOXES,
             )  # fmt: skip
-            total += product.to(tl.float32) * (tl.load(weight_scale + feature * groups + group) * UNIT)[:, None]
+            total += (
+                product.to(tl.float32) * (tl.load(weight_scale + feature.to(tl.int64) * groups + group) * UNIT)[:, None]
+            )
         if QUANTIZED:
             total *= tl.load(scales + token)[None, :]
     else:

@@ -77,7 +77,8 @@ def choose_tile(
 ) -> Tile | GemvTile:
     """The tile for a call of a token class: of its storage format where that was measured, else of 2bit.
 
-    `one_launch` says whether gemv.py can serve. Weights with a scale a group are cut by `default_tile`, one slice.
+    `one_launch` says whether gemv.py can serve, and then it does. Weights with a scale a group are cut by
+    `default_tile`, one slice; so is base3, where it was not measured: 2bit's tiles may be too large for its operands.
     """
 
     def distance(row: TunedRow) -> float:
@@ -88,7 +89,8 @@ def choose_tile(
             row
             for row in tuned_rows(gpu)
             if (row.storage_format, row.activations, row.tokens) == (measured_format, activations, tokens_at_most)
-            and (one_launch or isinstance(row.tile, Tile))
+            and isinstance(row.tile, GemvTile) == one_launch
+            and (one_launch or measured_format == storage_format or storage_format != "base3")
         ]
         if similar:
             return min(similar, key=distance).tile

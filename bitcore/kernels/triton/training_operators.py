@@ -95,6 +95,7 @@ def triton_dequantize_ternary(
     weight_packed: Tensor, weight_scale: Tensor, in_features: int, per_byte: int, dtype: torch.dtype
 ) -> Tensor:
     """weight_packed [N, bytes] -> [N, in_features]."""
+    weight_packed = weight_packed.contiguous()
     rows, row_bytes = weight_packed.shape
     weight = weight_packed.new_empty(rows, in_features, dtype=dtype)
     with _device_of(weight):
@@ -136,8 +137,9 @@ def _(x: Tensor, per_tensor: bool) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("bitlab::triton_dequantize_tokens", mutates_args=())
 def triton_dequantize_tokens(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """int8 q [tokens, K], float32 scale [1] or [tokens, 1] -> [tokens, K]."""
+    q = q.contiguous()
     tokens, in_features = q.shape
-    x = torch.empty_like(q, dtype=dtype)
+    x = q.new_empty(q.shape, dtype=dtype)
     with _device_of(q):
         scale_tokens_kernel[(tokens, triton.cdiv(in_features, TOKEN_TILE))](
             q, scale, x, in_features, PER_TENSOR=scale.dim() == 1, TILE=TOKEN_TILE, **OPTIONS
@@ -147,7 +149,7 @@ def triton_dequantize_tokens(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Te
 
 @triton_dequantize_tokens.register_fake
 def _(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(q, dtype=dtype)
+    return q.new_empty(q.shape, dtype=dtype)
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -32,6 +32,7 @@ CONFIGS = {
     "base3": BitQuantConfig(storage_format="base3"),
     "int4": BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel"),
     "2bit weight-only": BitQuantConfig.weight_only(),
+    "base3 weight-only": BitQuantConfig(storage_format="base3", activation_dtype="float32"),
 }
 SHAPES = ("2560x2560", "4096x4096", "11008x4096", "8192x8192", "28672x8192")
 COLD_BYTES = 2**28  # of weights that a graph reads
