@@ -78,7 +78,8 @@ def product_kernel(
     if GRANULARITY == "per_group":
         total = tl.zeros((FEATURES, TOKENS), tl.float32)
         for group in range(groups):
-            offset = _offset(zero_point, feature.to(tl.int64) * groups + group, OFFSET)
+            scale_at = feature.to(tl.int64) * groups + group
+            offset = _offset(zero_point, scale_at, OFFSET)
             first, end = group * group_bytes, tl.minimum((group + 1) * group_bytes, row_bytes)
             product = _product(
                 q, packed, first_token, first_feature, first, end,
@@ -86,9 +87,7 @@ def product_kernel(
                 DTYPE, PER_BYTE, BLOCK, TERNARY, not TERNARY, False, PTX,
                 TOKENS, FEATURES, SLICES, BYTES, STAGES, BOXES,
             )  # fmt: skip
-            total += (
-                product.to(tl.float32) * (tl.load(weight_scale + feature.to(tl.int64) * groups + group) * UNIT)[:, None]
-            )
+            total += product.to(tl.float32) * (tl.load(weight_scale + scale_at) * UNIT)[:, None]
         if QUANTIZED:
             total *= tl.load(scales + token)[None, :]
     else:
