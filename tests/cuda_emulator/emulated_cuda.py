@@ -4,57 +4,23 @@ import ctypes
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import ClassVar
 
+import pytest
 import torch
+from structures import MAX_WEIGHTS, Attention, Device, Linear, RowNorm, Weight
 from torch import Tensor
 
 from bitcore.config import BitQuantConfig
 from bitcore.kernels.base import BitKernelBase
 from bitcore.kernels.compiled import operator_mode
+from bitcore.kernels.cuda import ROW_SOURCES
 from bitcore.packed_weight import PackedWeight
 
-LIBRARY_VARIABLE = "BITLAB_CUDA_EMULATOR"  # names what build.py makes
-MAX_WEIGHTS = 4
+LIBRARY_VARIABLE = "BITLAB_CUDA_EMULATOR"  # names what build_emulator.py makes
+needs_library = pytest.mark.skipif(
+    LIBRARY_VARIABLE not in os.environ, reason="needs a build for the emulator: make test-cuda-emulated"
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Weight(ctypes.Structure):
-    """As in linear.h."""
-
-    _fields_: ClassVar = [
-        ("packed", ctypes.c_void_p),
-        ("n", ctypes.c_int64),
-        ("scale", ctypes.c_void_p),
-        ("scale_stride", ctypes.c_int64),
-        ("zero_point", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("bias_dtype", ctypes.c_int),
-        ("y", ctypes.c_void_p),
-    ]
-
-
-class Linear(ctypes.Structure):
-    """As in linear.h."""
-
-    _fields_: ClassVar = [
-        ("x", ctypes.c_void_p),
-        ("dtype", ctypes.c_int),
-        ("m", ctypes.c_int64),
-        ("k", ctypes.c_int64),
-        ("x_stride", ctypes.c_int64),
-        ("quantization", ctypes.c_int),
-        ("format", ctypes.c_int),
-        ("group_size", ctypes.c_int64),
-        ("weights", Weight * MAX_WEIGHTS),
-        ("weight_count", ctypes.c_int),
-    ]
-
-
-class Device(ctypes.Structure):
-    """As in linear.h."""
-
-    _fields_: ClassVar = [(name, ctypes.c_int) for name in ("compute_capability", "multiprocessors", "shared_memory")]
 
 
 # An H200; the same with so few multiprocessors that each computes many tiles; an A100; a T4.
@@ -92,7 +58,54 @@ class EmulatedCuda(BitKernelBase):
             outputs += self._linear_few(x, weights[part], biases[part])
         return outputs
 
-    def _linear_few(self, x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    def normed_linear_group(
+        self,
+        source: str,
+        x: Tensor,
+        other: Tensor | None,
+        norm: tuple[Tensor, float],
+        weights: Sequence[PackedWeight],
+        biases: Sequence[Tensor | None],
+    ) -> list[Tensor]:
+        """As that of CudaKernel."""
+        row_norm, values = _row_norm(source, x, other, norm)
+        outputs = self._linear_few(x, weights, biases, row_norm)
+        return outputs if values is None else [*outputs, values]
+
+    def row_norm(self, source: str, x: Tensor, other: Tensor | None, norm: tuple[Tensor, float]) -> Tensor:
+        """The rows that `normed_linear_group` multiplies."""
+        row_norm, _ = _row_norm(source, x, other, norm)
+        y = torch.empty_like(x)
+        row_norm.y = y.data_ptr()
+        _check(self._library.emulated_row_norm(ctypes.byref(row_norm), ctypes.byref(self._device), _seed()))
+        return y
+
+    def attend_at(self, *tensors: Tensor) -> Tensor:
+        """As bitcore.ops.cuda_decoding.attend_at."""
+        q, keys = tensors[0], tensors[5]
+        batch, kv_heads, room, head_dim = keys.shape
+        y = torch.empty_like(q)
+        names = ("q", "k", "v", "cos", "sin", "keys", "values", "position", "arrivals")
+        attention = Attention(
+            **{name: tensor.data_ptr() for name, tensor in zip(names, tensors, strict=True)},
+            y=y.data_ptr(),
+            dtype=DTYPES.index(q.dtype),
+            batch=batch,
+            heads=q.shape[2] // head_dim,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            room=room,
+        )
+        _check(self._library.emulated_attention(ctypes.byref(attention), ctypes.byref(self._device), _seed()))
+        return y
+
+    def _linear_few(
+        self,
+        x: Tensor,
+        weights: Sequence[PackedWeight],
+        biases: Sequence[Tensor | None],
+        row_norm: RowNorm | None = None,
+    ) -> list[Tensor]:
         k = weights[0].in_features
         rows = x.reshape(-1, k)
         if rows.stride(1) != 1:
@@ -115,7 +128,7 @@ class EmulatedCuda(BitKernelBase):
                     linear.weights[linear.weight_count] = self._weight(weight, bias, y)
                     linear.weight_count += 1
             if linear.weight_count > 0:
-                self._run(linear)
+                self._run(linear, row_norm)
         return [y.reshape(*x.shape[:-1], y.shape[1]) for y in outputs]
 
     @staticmethod
@@ -132,10 +145,37 @@ class EmulatedCuda(BitKernelBase):
             y=y.data_ptr(),
         )
 
-    def _run(self, linear: Linear) -> None:
-        arguments = ctypes.byref(linear), None, ctypes.byref(self._device)
+    def _run(self, linear: Linear, row_norm: RowNorm | None) -> None:
+        norm = None if row_norm is None else ctypes.byref(row_norm)
+        arguments = ctypes.byref(linear), norm, ctypes.byref(self._device)
         workspace = torch.randint(256, (self._library.emulated_workspace_bytes(*arguments),), dtype=torch.uint8)
-        seed = int(torch.randint(2**31, ()))
-        error = self._library.emulated_run(*arguments, ctypes.c_void_p(workspace.data_ptr()), seed)
-        if error != 0:
-            raise RuntimeError(f"the kernels return error {error}")
+        _check(self._library.emulated_run(*arguments, ctypes.c_void_p(workspace.data_ptr()), _seed()))
+
+
+def _row_norm(
+    source: str, x: Tensor, other: Tensor | None, norm: tuple[Tensor, float]
+) -> tuple[RowNorm, Tensor | None]:
+    """What is asked, and where x + other will be."""
+    values = torch.empty_like(x) if source == "add" else None
+    weight, eps = norm
+    row_norm = RowNorm(
+        source=ROW_SOURCES.index(source),
+        x=x.data_ptr(),
+        other=_pointer(other),
+        values=_pointer(values),
+        weight=weight.data_ptr(),
+        dtype=DTYPES.index(x.dtype),
+        rows=x.numel() // x.shape[-1],
+        n=x.shape[-1],
+        eps=eps,
+    )
+    return row_norm, values
+
+
+def _seed() -> int:
+    return int(torch.randint(2**31, ()))
+
+
+def _check(error: int) -> None:
+    if error != 0:
+        raise RuntimeError(f"the kernels return error {error}")

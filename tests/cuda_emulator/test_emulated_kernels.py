@@ -3,12 +3,11 @@
 Each example draws the GPU, where threads change over, and when copies arrive.
 """
 
-import os
 import random
 
 import pytest
 import torch
-from emulated_cuda import DEVICES, LIBRARY_VARIABLE, EmulatedCuda
+from emulated_cuda import DEVICES, EmulatedCuda, needs_library
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +15,7 @@ from bitcore import BitQuantConfig
 from bitcore.kernels.reference import ReferenceKernel
 from bitcore.packed_weight import PackedWeight
 
-pytestmark = pytest.mark.skipif(
-    LIBRARY_VARIABLE not in os.environ, reason="needs a build for the emulator: make test-cuda-emulated"
-)
+pytestmark = needs_library
 MINMAX = {"weight_dtype": "int4", "weight_quantizer": "minmax"}
 PER_GROUP = {"weight_granularity": "per_group"}
 CONFIGS = [
