@@ -9,7 +9,7 @@
 namespace bitlab::cuda {
 
 // The left operand of a batch of one row tile: registers [step], of words [first_word, first_word + kWords) of the
-// lane's two rows. kPaired: for multiply_paired(). The caller settles them.
+// lane's two rows. kPaired: by decode_paired(). The caller settles them.
 template <Format kFormat, typename Value, int kWords, bool kPaired = false, int kSteps>
 __device__ __forceinline__ void decode_rows(const Words<4>& row, const Words<4>& row8, int first_word,
                                             uint32_t (&left)[kSteps][4]) {
@@ -76,29 +76,15 @@ __device__ __forceinline__ uint64_t columns_of_step(uint32_t columns, int step) 
   return columns_descriptor<kSwizzle>(columns) + step / kRowSteps * (kColumns << kSwizzle) + step % kRowSteps * 2;
 }
 
-// Starts the products of a batch with a stage of activations at `columns` (columns_at).
-template <Format kFormat, typename Value, int kColumns, int kSteps, int kRowTiles, typename Sum>
-__device__ __forceinline__ void multiply_batch(Sum (&sums)[kRowTiles][kColumns / 2],
-                                               const uint32_t (&left)[kRowTiles][kSteps][4], uint32_t columns) {
-  begin_products();
-#pragma unroll
-  for (int j = 0; j < kRowTiles; ++j)
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step)
-      multiply_async<Value, kColumns>(sums[j], left[j][step], columns_of_step<kFormat, kColumns>(columns, step));
-  end_products();
-}
-
-// The same of codes that decode_paired() made: of every other step the sums that are 4 and 64 times as large.
-template <Format kFormat, int kColumns, int kSteps>
-__device__ __forceinline__ void multiply_paired(int (&by_4)[kColumns / 2], int (&by_64)[kColumns / 2],
-                                                const uint32_t (&left)[1][kSteps][4], uint32_t columns) {
-  begin_products();
+// Starts the products of a batch of one row tile with a stage of activations at `columns` (columns_at). Of every other
+// step sums go elsewhere: those of codes that decode_paired() made are 4 and 64 times as large.
+template <Format kFormat, typename Value, int kColumns, int kSteps, typename Sum>
+__device__ __forceinline__ void multiply_rows(Sum (&even)[kColumns / 2], Sum (&odd)[kColumns / 2],
+                                              const uint32_t (&left)[kSteps][4], uint32_t columns) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step)
-    multiply_async<int8_t, kColumns>(step % 2 == 0 ? by_4 : by_64, left[0][step],
-                                     columns_of_step<kFormat, kColumns>(columns, step));
-  end_products();
+    multiply_async<Value, kColumns>(step % 2 == 0 ? even : odd, left[step],
+                                    columns_of_step<kFormat, kColumns>(columns, step));
 }
 
 }  // namespace bitlab::cuda

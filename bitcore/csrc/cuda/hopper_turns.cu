@@ -88,9 +88,7 @@ __device__ __forceinline__ void multiply(const Turns& a, const Ring& ring, Weigh
           }
           if (j == 0) wait(ring.full + 8 * stage, phase);
           begin_products();
-#pragma unroll
-          for (int step = 0; step < kSteps; ++step)
-            multiply_async<Value, kTile>(sums[j], left[j][step], columns_of_step<kFormat, kTile>(activations, step));
+          multiply_rows<kFormat, Value, kTile>(sums[j], sums[j], left[j], activations);
           end_products();
           if (i == 0 && batch == 0 && j == 1) copy_factors();
           if constexpr (!kInt8) {

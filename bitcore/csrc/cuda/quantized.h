@@ -54,6 +54,9 @@ __device__ __forceinline__ int64_t place_of(const Quantized& quantized, int r, i
 }
 #endif
 
+// Up to so many tokens quantizing them is a matter of latency, from there on of instructions.
+constexpr int64_t kManyTokens = 512;
+
 // Blocks that fit on a multiprocessor, of those that quantize few tokens for hopper.cu.
 constexpr int kMostQuantizing = 4;
 
@@ -62,5 +65,9 @@ int launch_arrange(const Linear& linear, const Quantized& quantized, void* strea
 
 // cudaError_t.
 int launch_quantize(const Linear& linear, const Quantized& quantized, const Device& device, void* stream);
+
+// The same of even rows, behind launch_quantize: whether it serves them. Then `error` is a cudaError_t.
+bool launch_quantize_even(const Linear& linear, const Quantized& quantized, const Device& device, void* stream,
+                          int* error);
 
 }  // namespace bitlab::cuda
