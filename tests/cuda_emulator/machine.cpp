@@ -94,8 +94,8 @@ void start_block(uint3 index, int rank) {
   block->rank = rank;
   block->arena = static_cast<uint8_t*>(std::aligned_alloc(kArenaAlignment, kArenaBytes));
   std::memset(block->arena, static_cast<int>(random_below(256)), kArenaBytes);
-  ASAN_POISON_MEMORY_REGION(block->arena, kArenaBytes);
-  ASAN_UNPOISON_MEMORY_REGION(block->arena + kArenaAlignment, dynamic_bytes);
+  __asan_poison_memory_region(block->arena, kArenaBytes);
+  __asan_unpoison_memory_region(block->arena + kArenaAlignment, dynamic_bytes);
   block->warps.resize((blockDim.x + kLanes - 1) / kLanes);
   block->live = static_cast<int>(blockDim.x);
   for (unsigned i = 0; i < blockDim.x; ++i) {
@@ -137,7 +137,7 @@ void run_cluster() {
   if (!copies_to_come.empty()) fail("copies that nobody has waited for");
   for (const auto& thread : threads) free_fibers.push_back(std::move(thread->fiber));
   for (const auto& block : blocks) {
-    ASAN_UNPOISON_MEMORY_REGION(block->arena, kArenaBytes);
+    __asan_unpoison_memory_region(block->arena, kArenaBytes);
     std::free(block->arena);
   }
   threads.clear();
@@ -176,7 +176,7 @@ void* static_shared(int variable, size_t bytes) {
   if (is_new) first_free_offset += static_cast<uint32_t>((bytes + kGap + 15) / 16 * 16);
   if (first_free_offset > kArenaBytes) fail("too much shared memory");
   uint8_t* const result = this_block().arena + found->second;
-  ASAN_UNPOISON_MEMORY_REGION(result, bytes);
+  __asan_unpoison_memory_region(result, bytes);
   return result;
 }
 

@@ -1,4 +1,4 @@
-// One GPU of the mind: runs the blocks of a kernel one after the other, those of a cluster together, each of their
+// An emulated GPU: runs the blocks of a kernel one after the other, those of a cluster together, each of their
 // threads on a stack of its own. Threads change over where they wait for each other, in random order.
 //
 //     thread      runs until it waits for a condition; then any other thread whose condition holds goes on
