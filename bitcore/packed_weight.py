@@ -78,14 +78,14 @@ class PackedWeight(NamedTuple):
         return unpack(self.packed, self.in_features)
 
     def check(self, config: BitQuantConfig) -> None:
-        """Raises QuantizationError, ShapeError or DtypeError for bytes that are no weights, or scales that are none."""
+        """Raises what `check_layout` does, and QuantizationError for bytes or scales that no quantizer makes."""
         self.check_layout(config)
         if config.weight_dtype == "ternary":
             check_packed_ternary(self.packed, self.in_features, config.storage_format)
-        self.check_scale(config)
+        check_positive("weight_scale", self.scale)
 
     def check_layout(self, config: BitQuantConfig) -> None:
-        """Raises ShapeError, DtypeError or DeviceError where a tensor is not as `config` and the others say."""
+        """Raises ShapeError, DtypeError, DeviceError or ArgumentError where a tensor is not as `config` says."""
         if self.packed.dtype != torch.uint8:
             raise DtypeError("weight_packed", self.packed.dtype, "torch.uint8")
         columns = packed_columns(self.in_features, config.packed_format)
@@ -96,11 +96,6 @@ class PackedWeight(NamedTuple):
         for name, tensor in (("weight_scale", self.scale), ("weight_zero_point", self.zero_point)):
             if tensor is not None and tensor.device != self.packed.device:
                 raise DeviceError(name, f"on {tensor.device}", f"on {self.packed.device}, where the weight is")
-
-    def check_scale(self, config: BitQuantConfig) -> None:
-        """Raises ShapeError, DtypeError or QuantizationError for scales that do not fit, or are not above zero."""
-        self.check_scale_shape(config)
-        check_positive("weight_scale", self.scale)
 
     def check_scale_shape(self, config: BitQuantConfig, argument: str = "weight_scale") -> None:
         """Raises ShapeError, DtypeError or ArgumentError where scale or zero point are not as `config` says."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from bitcore.checks import check_finite, config_or_default
+from bitcore.checks import check_finite, check_positive, config_or_default
 from bitcore.config import BitQuantConfig
 from bitcore.exceptions import (
     BitLabError,
@@ -135,6 +135,7 @@ class BitLayer(CountsChanges, nn.Module):
         Raises:
             LayerStateError: the layer is deployed already.
             ShapeError: the packed weight is of another shape than the layer's.
+            ShapeError, DtypeError, DeviceError, ArgumentError: bytes, scale or zero point are not as the config says.
             QuantizationError: a scale is NaN, infinite or not above zero.
         """
         if self.is_deployed:
@@ -143,7 +144,7 @@ class BitLayer(CountsChanges, nn.Module):
         if shape != self.matrix_shape:
             raise ShapeError("packed", f"of shape {list(shape)}", f"{list(self.matrix_shape)}")
         packed.check_layout(quant_config)
-        packed.check_scale(quant_config)
+        check_positive("weight_scale", packed.scale)
         self.quant_config = quant_config
         self._become_deployed(packed)
         return self

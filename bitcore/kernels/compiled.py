@@ -72,18 +72,20 @@ class CompiledKernel(BitKernelBase):
         packed, scales = [weight.packed for weight in weights], [weight.scale for weight in weights]
         zero_points = [weight.zero_point for weight in weights if weight.zero_point is not None]
         if len(zero_points) != (len(weights) if self._has_zero_point else 0):
-            for weight, bias in zip(weights, biases, strict=True):
-                check_linear_arguments(x, weight, bias, self.config)
+            self._check_group(x, weights, biases)
         try:
             y: list[Tensor] = torch.ops.bitlab.packed_linear_group.default(
                 x, packed, scales, zero_points, given, weights[0].in_features, self._mode
             )
         except (RuntimeError, NotImplementedError) as error:
-            for weight, bias in zip(weights, biases, strict=True):
-                check_linear_arguments(x, weight, bias, self.config)
+            self._check_group(x, weights, biases)
             _raise_if_out_of_memory(error, x)
             raise
         return y
+
+    def _check_group(self, x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> None:
+        for weight, bias in zip(weights, biases, strict=True):
+            check_linear_arguments(x, weight, bias, self.config)
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.config,)  # an operator handle cannot be pickled or copied

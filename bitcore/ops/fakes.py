@@ -16,9 +16,9 @@ def packed_linear(
     mode: int,
 ) -> Tensor:
     """Maps x [..., in_features], weight_packed [N, bytes] -> [..., N] in x's dtype."""
-    # Not an `if`: a size that is known only at run time cannot be branched on, but torch._check defers it.
     of_weight = [weight_packed, weight_scale, weight_zero_point, bias]
     devices = [tensor.device for tensor in of_weight if tensor is not None]
+    # Not an `if`: a size that is known only at run time cannot be branched on, but torch._check defers it.
     torch._check(  # type: ignore[no-untyped-call]
         all(device == x.device for device in devices), lambda: f"x is on {x.device}, the weight on {devices}"
     )

@@ -18,8 +18,8 @@ SANITIZE = "-fsanitize=address"
 FLAGS = ["-std=c++20", "-g", "-fPIC", "-ffp-contract=off", f"-I{HERE}/include", f"-I{HERE}", f"-I{DIRECTORY}", "-w"]
 
 
-def build(compiler: str = "g++") -> Path:
-    """The library that emulated_cuda.py loads."""
+def build() -> None:
+    """Makes the library that emulated_cuda.py loads."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     headers = [*HERE.glob("*.h"), *HERE.glob("include/*.h")]
     sources = []
@@ -32,7 +32,7 @@ def build(compiler: str = "g++") -> Path:
 
     def compile_one(source: Path, flags: list[str]) -> str:
         output = DIRECTORY / f"{source.name}.o"
-        command = [compiler, *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(output)]
+        command = ["g++", *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(output)]
         run_if_stale(command, output, [source, *headers], print)
         return str(output)
 
@@ -44,9 +44,8 @@ def build(compiler: str = "g++") -> Path:
     jobs.sort(key=lambda job: "hopper" not in job[0].name)  # the longest first
     with ThreadPoolExecutor(cpu_count()) as pool:
         objects = list(pool.map(lambda job: compile_one(*job), jobs))
-    command = [compiler, "-shared", SANITIZE, *objects, "-o", str(LIBRARY)]
+    command = ["g++", "-shared", SANITIZE, *objects, "-o", str(LIBRARY)]
     run_if_stale(command, LIBRARY, [Path(path) for path in objects], print)
-    return LIBRARY
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ LIBRARY_VARIABLE = "BITLAB_CUDA_EMULATOR"  # names what build_emulator.py makes
 needs_library = pytest.mark.skipif(
     LIBRARY_VARIABLE not in os.environ, reason="needs a build for the emulator: make test-cuda-emulated"
 )
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as linear.h numbers them
 # An H200; the same with so few multiprocessors that each computes many tiles; an A100; a T4.
 DEVICES = (Device(90, 132, 232448), Device(90, 6, 232448), Device(80, 108, 166912), Device(75, 40, 65536))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from emulated_cuda import DEVICES, EmulatedCuda, needs_library
+from emulated_cuda import DEVICES, DTYPES, EmulatedCuda, needs_library
 from torch.nn import functional as F
 
 from bitcore import BitQuantConfig
@@ -12,7 +12,6 @@ from bitcore.packed_weight import PackedWeight
 from bitlayers.rotary import HalfRotary
 
 pytestmark = needs_library
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 CONFIGS = {"2bit": BitQuantConfig(), "base3": BitQuantConfig(storage_format="base3"), "int4": BitQuantConfig.int4()}
 

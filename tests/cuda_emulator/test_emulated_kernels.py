@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from emulated_cuda import DEVICES, EmulatedCuda, needs_library
+from emulated_cuda import DEVICES, DTYPES, EmulatedCuda, needs_library
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +30,6 @@ CONFIGS = [
     BitQuantConfig(storage_format="base3", group_size=160, **PER_GROUP),
     BitQuantConfig(group_size=32, **PER_GROUP, **MINMAX),
 ]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MOST_PRODUCTS = 30_000_000  # of an example, which takes about a second then
 sizes = st.one_of(st.integers(1, 1300), st.integers(1, 10).map(lambda count: 256 * count))
 

@@ -5,6 +5,7 @@ import re
 
 _SHARED = re.compile(r"(?<!extern )__shared__ (?:__align__\(\d+\) )?([\w:<>, ]+?) (\w+)((?:\[[^;]*\])?);")
 _DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];")
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _PRODUCT = re.compile(r"#define BITLAB_PRODUCT\((.*?)\).*?\n(?=#define)", re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def _translate_asm(source: str) -> str:
     for match in re.finditer(r"\basm(?: volatile)?\(", source):
         pieces.append(source[end : match.start()])
         sections, end = _sections(source, match.end())
-        text = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', sections[0]))
+        text = "".join(_STRING.findall(sections[0]))
         operands = [operand for section in sections[1:3] for operand in _operands(section)]
         pieces.append(f'emulator::Ptx<"{text}">::run({", ".join(operands)})')
     return "".join([*pieces, source[end:]])
@@ -42,8 +43,8 @@ def _sections(source: str, begin: int) -> tuple[list[str], int]:
     """What stands between the colons of an `asm` statement whose parenthesis opens before `begin`, and its end."""
     sections, depth, start, at = [], 1, begin, begin
     while depth > 0:
-        if source[at] == '"':
-            at = re.compile(r'"(?:[^"\\]|\\.)*"').match(source, at).end()  # type: ignore[union-attr]
+        if string := _STRING.match(source, at):
+            at = string.end()
             continue
         if source.startswith("::", at) and depth > 1:
             at += 2

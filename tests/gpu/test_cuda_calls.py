@@ -4,33 +4,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from test_cuda import ROWS, cuda_kernel, every_config, random_weight, same
 
 from bitcore import BitQuantConfig
 from bitcore.exceptions import DeviceError
-from bitcore.kernels import BitKernelBase, KernelRegistry
+from bitcore.kernels import KernelRegistry
 from bitcore.kernels.reference import ReferenceKernel
-from bitcore.packed_weight import PackedWeight
 from bitlayers import BitLinear
 
 REASON = KernelRegistry._kernels["cuda"].unavailable_reason()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the CUDA kernels cannot run here: {REASON}")
-
-CONFIGS = {
-    "2bit": BitQuantConfig(),
-    "base3": BitQuantConfig(storage_format="base3", weight_granularity="per_channel"),
-    "int4": BitQuantConfig(weight_dtype="int4", weight_granularity="per_channel", weight_quantizer="minmax"),
-    "per_tensor": BitQuantConfig.int8_per_tensor(),
-    "groups": BitQuantConfig(weight_granularity="per_group", group_size=128),
-}
-ROWS = (1, 2, 3, 5, 12, 40, 300)  # one for each path
-
-
-def cuda_kernel(config: BitQuantConfig) -> BitKernelBase:
-    return KernelRegistry._kernels["cuda"](config)
-
-
-def random_weight(rows: int, columns: int, config: BitQuantConfig, device: str = "cuda") -> PackedWeight:
-    return PackedWeight.from_float(torch.randn(rows, columns, device=device), config)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -44,10 +27,10 @@ def test_on_a_side_stream(rows: int) -> None:
             x = torch.randn(rows, 1024, device="cuda").mul_(2).add_(1)
             y = cuda_kernel(config).linear(x, weight)
         stream.synchronize()
-        assert torch.equal(y, ReferenceKernel(config).linear(x, weight))
+        assert same(y, ReferenceKernel(config).linear(x, weight))
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@every_config
 @pytest.mark.parametrize("rows", ROWS)
 def test_in_a_graph_replayed_with_new_data(config: BitQuantConfig, rows: int) -> None:
     layer = BitLinear(1024, 768, quant_config=config, device="cuda").deploy()
@@ -60,7 +43,7 @@ def test_in_a_graph_replayed_with_new_data(config: BitQuantConfig, rows: int) ->
         for _ in range(3):
             x.copy_(torch.randn(rows, 1024))
             graph.replay()
-            assert torch.equal(y, layer(layer(x)[:, :768].repeat(1, 2)[:, :1024]))
+            assert same(y, layer(layer(x)[:, :768].repeat(1, 2)[:, :1024]))
 
 
 def test_new_weights_are_seen_by_the_next_launch() -> None:
@@ -74,7 +57,7 @@ def test_new_weights_are_seen_by_the_next_launch() -> None:
         expected = [reference.linear(x, weight._replace(scale=target.scale)) for weight in weights]
         for turn in range(20):
             target.packed.copy_(weights[turn % 2].packed)
-            assert torch.equal(kernel.linear(x, target), expected[turn % 2])
+            assert same(kernel.linear(x, target), expected[turn % 2])
 
 
 @pytest.mark.parametrize("config", [BitQuantConfig(), BitQuantConfig.weight_only()], ids=str)
@@ -101,7 +84,7 @@ def test_a_thread_that_has_not_used_the_gpu(config: BitQuantConfig, rows: int) -
     expected = kernel.linear(x, weight)
     with ThreadPoolExecutor(1) as thread:
         y = thread.submit(kernel.linear, x, weight).result()
-    assert torch.equal(y, expected)
+    assert same(y, expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
@@ -114,6 +97,6 @@ def test_on_the_second_gpu(rows: int) -> None:
     y = cuda_kernel(config).linear(x, weight)
     assert torch.cuda.current_device() == 0
     assert y.device == x.device
-    assert torch.equal(y, ReferenceKernel(config).linear(x, weight))
+    assert same(y, ReferenceKernel(config).linear(x, weight))
     with pytest.raises(DeviceError, match=r"x is on cuda:0, expected on cuda:1"):
         cuda_kernel(config).linear(x.to("cuda:0"), weight)
