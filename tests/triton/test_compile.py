@@ -104,11 +104,12 @@ def test_the_other_kernels_compile(target: GPUTarget) -> None:
         "WORDS": 256,
         "ALIGNED": True,
         "DIGITS": 1,
+        "AHEAD": 0,
         "zero_point": None,
         "bias": None,
         "feature_stride": 1,
     }
-    assert compiled(gemv_kernel, target, {**constants, "ALIGNED": False, "DIGITS": 3})
+    assert compiled(gemv_kernel, target, {**constants, "ALIGNED": False, "DIGITS": 3, "AHEAD": 1}, y="*fp32")
     code = compiled(gemv_kernel, target, constants)
     if nvidia:
         assert "dp4a.u32.s32" in code["ptx"]

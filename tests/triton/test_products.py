@@ -98,7 +98,8 @@ def test_floating_point_activations(storage_format: str, dtype: torch.dtype) -> 
         y = TritonKernel(config).linear(x, weight)
         weights = weight.values(config).double() * weight.scale.double().unsqueeze(1)
         exact, magnitude = x.double() @ weights.T, x.double().abs() @ weights.abs().T
-        tolerance = 2**-11 * exact.abs() + 2**-22 * magnitude if dtype == torch.float16 else 2**-22 * magnitude
+        # Products added one after the other in float32: one sum in some 60,000 is 2**-22 of the magnitude off.
+        tolerance = 2**-21 * magnitude + (2**-11 * exact.abs() if dtype == torch.float16 else 0)
         assert ((y.double() - exact).abs() <= tolerance).all()
 
 

@@ -4,7 +4,8 @@
     a row       pieces of WORDS words; a word -> PER_BYTE words of codes, each times q[..][word] (dp4a), which a thread
                 sums over pieces; then the threads of a row add theirs: the shorter a piece, the fewer these are
 
-The first rows are on their way from memory before x is looked at, and the next ones before a row is multiplied.
+The first rows are on their way from memory before x is looked at, and the next ones before a row is multiplied; where
+multiplying takes long, rows come to L2 AHEAD steps before that. Warps that have whole rows never wait for each other.
 """
 
 import triton
@@ -16,6 +17,8 @@ from bitcore.kernels.triton.weights import prefetch, unscaled, word_planes
 
 MAX_WORDS = 2048  # of a row times digits: registers hold x
 MOST_PIECES = 4
+_STORE = "{.reg .pred p; setp.ne.b32 p, $3, 0; @p st.global.%s [$1], $2; mov.b32 $0, 0;}"
+_STORE_16, _STORE_32 = tl.constexpr(_STORE % "b16"), tl.constexpr(_STORE % "b32")
 
 
 @triton.jit(do_not_specialize=["out_features"])
@@ -40,6 +43,7 @@ def gemv_kernel(
     PIECES: tl.constexpr,
     WORDS: tl.constexpr,
     DIGITS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """y [out_features] of x [in_features] and packed uint8 [out_features, bytes], at most PIECES * WORDS words of four.
 
@@ -48,9 +52,10 @@ def gemv_kernel(
     """
     first = tl.program_id(0) * FEATURES
     step = tl.num_programs(0) * FEATURES
+    row_bytes = row_size * 4 if ALIGNED else row_size
     if OVERLAP:
-        row_bytes = row_size * 4 if ALIGNED else row_size
-        prefetch(packed + first.to(tl.int64) * row_bytes, tl.minimum(FEATURES, out_features - first) * row_bytes)
+        for steps in tl.static_range(AHEAD + 1):
+            _prefetch_rows(packed, first + steps * step, FEATURES, out_features, row_bytes)
         gdc_wait()
         gdc_launch_dependents()
     values = load_token(x, in_features, feature_stride, PER_BYTE, PIECES, WORDS)
@@ -59,18 +64,12 @@ def gemv_kernel(
         scale_of_row = tl.load(weight_scale)
 
     q, scale = token_in_digits(values, PER_BYTE, PIECES, WORDS, DIGITS, PTX)
-    ones = ()
-    for _ in tl.static_range(PER_BYTE):
-        ones = ones + (tl.full((WORDS,), 0x01010101, tl.int32),)
-    sums_of_q = ()
-    for digit in tl.static_range(DIGITS):
-        sums = tl.zeros((WORDS,), tl.int32)
-        for piece in tl.static_range(PIECES):
-            sums = _dot(ones, q, digit * PIECES + piece, sums, PER_BYTE, PTX)
-        sums_of_q = sums_of_q + (tl.sum(sums, 0),)
+    sums_of_q = _sums(q, PER_BYTE, PIECES, WORDS, DIGITS, PTX)
 
     for base in range(first, out_features, step):
         row = base + tl.arange(0, FEATURES)
+        if OVERLAP and AHEAD > 0:
+            _prefetch_rows(packed, base + (AHEAD + 1) * step, FEATURES, out_features, row_bytes)
         ahead = _load_rows(packed, row + step, out_features, row_size, PIECES, WORDS, ALIGNED, PTX)
         scale_at = row * 0 if ONE_SCALE else tl.minimum(row, out_features - 1)
         if not ONE_SCALE:
@@ -91,8 +90,31 @@ def gemv_kernel(
         total = product * (scale * scale_of_row)
         if bias is not None:
             total += tl.load(bias + row, mask=row < out_features, other=0.0).to(tl.float32)
-        tl.store(y + row, total.to(y.dtype.element_ty), mask=row < out_features)
+        _store(y + row, total.to(y.dtype.element_ty), row < out_features, PTX)
         words = ahead
+
+
+@triton.jit
+def _sums(
+    q, PER_BYTE: tl.constexpr, PIECES: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, PTX: tl.constexpr
+):
+    """int32, of each digit."""
+    ones = ()
+    for _ in tl.static_range(PER_BYTE):
+        ones = ones + (tl.full((WORDS,), 0x01010101, tl.int32),)
+    sums_of_q = ()
+    for digit in tl.static_range(DIGITS):
+        sums = tl.zeros((WORDS,), tl.int32)
+        for piece in tl.static_range(PIECES):
+            sums = _dot(ones, q, digit * PIECES + piece, sums, PER_BYTE, PTX)
+        sums_of_q = sums_of_q + (tl.sum(sums, 0),)
+    return sums_of_q
+
+
+@triton.jit
+def _prefetch_rows(packed, first, FEATURES: tl.constexpr, out_features, row_bytes):
+    rows = tl.maximum(tl.minimum(FEATURES, out_features - first), 0)
+    prefetch(packed + first.to(tl.int64) * row_bytes, rows * row_bytes)
 
 
 @triton.jit
@@ -161,3 +183,21 @@ def _add_dot_of_bytes(codes, q, total, PTX: tl.constexpr):
         for byte in tl.static_range(4):
             total += ((codes >> (8 * byte)) & 255) * ((q << (24 - 8 * byte)) >> 24)
         return total
+
+
+@triton.jit
+def _store(at, values, inside, PTX: tl.constexpr):
+    """Every thread writes the values that it has, several the same one.
+
+    tl.store would first exchange so few of them between the warps, which all wait for that.
+    """
+    if PTX:
+        address = at.to(tl.int64, bitcast=True)
+        if values.dtype.primitive_bitwidth == 16:
+            operands = [address, values.to(tl.int16, bitcast=True), inside.to(tl.int32)]
+            tl.inline_asm_elementwise(_STORE_16, "=r,l,h,r", operands, tl.int32, is_pure=False, pack=1)
+        else:
+            operands = [address, values.to(tl.int32, bitcast=True), inside.to(tl.int32)]
+            tl.inline_asm_elementwise(_STORE_32, "=r,l,r,r", operands, tl.int32, is_pure=False, pack=1)
+    else:
+        tl.store(at, values, mask=inside)

@@ -272,6 +272,7 @@ def _launch_gemv(call: Call, tile: GemvTile) -> None:
         PIECES=cdiv(words, piece),
         WORDS=piece,
         DIGITS=call.digits,
+        AHEAD=tile.ahead,
         num_warps=tile.warps,
         **_launch_options(overlap),
         **OPTIONS,

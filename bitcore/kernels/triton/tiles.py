@@ -35,12 +35,16 @@ class Tile(NamedTuple):
 
 
 class GemvTile(NamedTuple):
-    """Sizes of gemv.py: `features` a step, `programs` on each multiprocessor, at least `words` of a row a piece."""
+    """Sizes of gemv.py: `features` a step, `programs` on each multiprocessor, at least `words` of a row a piece.
+
+    ahead: by how many steps rows are brought to L2 before they are loaded, where the GPU can.
+    """
 
     features: int
     warps: int
     programs: int
     words: int = 256
+    ahead: int = 0
 
 
 class TunedRow(BaseModel):
