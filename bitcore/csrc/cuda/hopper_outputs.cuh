@@ -61,10 +61,11 @@ __device__ __forceinline__ void visit_plain(const Weight& weight, const Visit& v
 }
 
 // This warp's first sums as outputs of two bytes, into shared memory; calls `complete_sums` when all else is at hand,
-// and `write` behind each slice of columns. kPlain: of a weight without bias and zero points.
+// and `write` behind each slice of columns. kPlain: of a weight without bias and zero points. first_row has the
+// caller's type: cut to an int, that of hopper_turns.cu makes ptxas order its products more slowly.
 template <Format kFormat, int kColumns, int kRowTiles, bool kPlain, typename Value, typename Sum, size_t kSums,
           typename OfBlock, typename Complete, typename Write>
-__device__ __forceinline__ void stage_outputs(const Weight& weight, int first_row, const Sum (&sums)[kRowTiles][kSums],
+__device__ __forceinline__ void stage_outputs(const Weight& weight, auto first_row, const Sum (&sums)[kRowTiles][kSums],
                                               const OfBlock& factors, uint32_t outputs, const Complete& complete_sums,
                                               Write write) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
