@@ -90,6 +90,30 @@ def test_any_call(
 
 @settings(max_examples=40)
 @given(
+    out_features=st.integers(1, 700),
+    in_features=st.integers(1, 20000),
+    dtype=st.sampled_from(DTYPES),
+    shift=st.sampled_from([0, 0, 4, 1]),
+    seed=st.integers(0, 2**31),
+)
+def test_one_token_of_rows_that_start_at_any_byte(
+    out_features: int, in_features: int, dtype: torch.dtype, shift: int, seed: int
+) -> None:
+    """Three digits of a token are multiplied by other kernels when there are two tokens."""
+    assume(out_features * in_features < MOST_PRODUCTS / 10)
+    torch.manual_seed(seed)
+    config = BitQuantConfig(storage_format="base3")
+    device = random.Random(seed).choice(DEVICES)
+    weight = PackedWeight.from_float(torch.randn(out_features, in_features), config)
+    x = shifted(torch.randn(2, in_features).to(dtype), shift)
+    y = EmulatedCuda(config, device).linear(x[:1], weight)
+    assert torch.equal(y, ReferenceKernel(config).linear(x[:1], weight))
+    floating = EmulatedCuda(config.model_copy(update={"activation_dtype": "float32"}), device)
+    assert torch.equal(floating.linear(x[:1], weight), floating.linear(x, weight)[:1])
+
+
+@settings(max_examples=40)
+@given(
     out_features=st.lists(st.integers(1, 300), min_size=2, max_size=5),
     rows=st.sampled_from([1, 3, 9, 20, 70]),
     in_features=sizes,

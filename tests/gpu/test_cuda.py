@@ -82,15 +82,18 @@ def test_many_tokens_of_few_weights(sizes: tuple[int, int], rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("in_features", [3, 641, 1270, 1290, 2563, 4700, 6403, 8192, 10238, 10243])
+@pytest.mark.parametrize("in_features", [3, 641, 1270, 2563, 4700, 6404, 8192, 10238, 10244, 11008, 14803, 20000])
 def test_one_token_of_rows_that_start_at_any_byte(in_features: int, dtype: torch.dtype) -> None:
     config = CONFIGS["base3"]
-    for out_features in (1, 7, 2400):
+    floating = cuda_kernel(config.model_copy(update={"activation_dtype": "float32"}))
+    for out_features in (1, 7, 2400, 9001):
         weight = random_weight(out_features, in_features, config)
-        x = torch.randn(1, in_features, device="cuda").to(dtype)
-        check_with_and_without_bias(config, weight, x)
-        x[0, -1] = torch.inf
-        assert cuda_kernel(config).linear(x, weight).isnan().all()
+        x = torch.randn(2, in_features, device="cuda").to(dtype)
+        check_with_and_without_bias(config, weight, x[1:])
+        assert same(floating.linear(x, weight)[1:], floating.linear(x[1:], weight))  # three digits, by other kernels
+        x[1, -1] = torch.inf
+        assert cuda_kernel(config).linear(x[1:], weight).isnan().all()
+        assert floating.linear(x[1:], weight).isnan().all()
 
 
 @pytest.mark.parametrize("config", [CONFIGS["2bit"], CONFIGS["base3"], CONFIGS["int4"]], ids=["2bit", "base3", "int4"])

@@ -44,7 +44,7 @@ int launch_normalizing_decode(const Linear& linear, const RowNorm& norm, const Q
                               const Device& device, void* stream);
 
 // One token, which every block of launch_gemv quantizes itself.
-bool gemv_can_serve(const Linear& linear);
+bool gemv_can_serve(const Linear& linear, const Device& device);
 int launch_gemv(const Linear& linear, const Device& device, void* stream);
 
 constexpr int kNarrowColumns = 16;

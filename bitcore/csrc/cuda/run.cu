@@ -46,7 +46,7 @@ bool hopper_is_fastest(const Linear& linear, const Device& device) {
 }
 
 Path path_of(const Linear& linear, const Device& device) {
-  if (gemv_can_serve(linear)) return Path::kGemv;
+  if (gemv_can_serve(linear, device)) return Path::kGemv;
   bool hopper = false;
 #ifdef BITLAB_HAVE_HOPPER
   hopper = device.compute_capability == 90 && hopper_can_serve(linear);

@@ -63,21 +63,22 @@ __device__ __forceinline__ Words<4> load_shared_words(uint32_t from) {
   return result;
 }
 
+// 16 bytes that begin `bits` bits, modulo 32, behind `from`, put together from the five words that they straddle.
+__device__ __forceinline__ Words<4> straddled_words(uint32_t from, uint32_t bits) {
+  Words<4> result;
+  uint32_t words[5];
+#pragma unroll
+  for (int w = 0; w < 5; ++w) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[w]) : "r"(from + 4 * w));
+#pragma unroll
+  for (int w = 0; w < 4; ++w) result.word[w] = __funnelshift_r(words[w], words[w + 1], bits);
+  return result;
+}
+
 // This lane's 16 bytes of a row whose share lies at `from`.
 template <bool kAligned>
 __device__ __forceinline__ Words<4> staged_words(uint32_t from, uint32_t shift) {
-  if constexpr (kAligned) {
-    return load_shared_words(from);
-  } else {
-    Words<4> result;
-    uint32_t words[5];
-#pragma unroll
-    for (int w = 0; w < 5; ++w)
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[w]) : "r"(from + (shift & ~3u) + 4 * w));
-#pragma unroll
-    for (int w = 0; w < 4; ++w) result.word[w] = __funnelshift_r(words[w], words[w + 1], shift * 8);
-    return result;
-  }
+  if constexpr (kAligned) return load_shared_words(from);
+  return straddled_words(from + (shift & ~3u), shift * 8);
 }
 
 // The codes of a lane's words, register r of fragments.cuh, as decode_paired() scales them.
